@@ -1,0 +1,145 @@
+"""What the kernel should hold, as values. Pure: knows no netlink, no Kubernetes, no time.
+
+Addresses are packed bytes in network order (4 for IPv4, 16 for IPv6), MAC addresses are 6 bytes; `datapath.text`
+renders them. Each value has a `key`: two values of one kind with one key exclude each other in the kernel, so a
+change of anything else is a replacement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Address: TypeAlias = bytes
+Mac: TypeAlias = bytes
+
+ROUTE_PROTOCOL = 119
+"""rtm_protocol of every route of ours, so that stale ones are recognised (unassigned in rtnetlink.h)."""
+
+VXLAN_LINK = "weft.vxlan"
+VXLAN6_LINK = "weft.vxlan6"
+VETH_PREFIX = "weft"
+"""Host veths are named this plus 11 hexadecimal digits; `weft.` starts the names of our other links."""
+
+
+class RouteKind(IntEnum):
+    """rtm_type of linux/rtnetlink.h."""
+
+    UNICAST = 1
+    UNREACHABLE = 7
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanLink:
+    """A VXLAN device without learning, with all its peers set from outside (linux/if_link.h, IFLA_VXLAN_*)."""
+
+    name: str
+    vni: int
+    port: int
+    mac: Mac
+    local: Address
+    mtu: int
+    tx_checksum: bool = True
+
+    @property
+    def key(self) -> str:
+        """The link's name."""
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAddress:
+    """An address of a link of ours."""
+
+    link: str
+    address: Address
+    length: int
+
+    @property
+    def key(self) -> tuple[str, Address]:
+        """Link name and address."""
+        return (self.link, self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A permanent neighbour: at `link`, `address` is reached at `mac`."""
+
+    link: str
+    address: Address
+    mac: Mac
+
+    @property
+    def key(self) -> tuple[str, Address]:
+        """Link name and address."""
+        return (self.link, self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    """A permanent VXLAN forwarding entry: frames to `mac` go to the VTEP at `remote`."""
+
+    link: str
+    mac: Mac
+    remote: Address
+
+    @property
+    def key(self) -> tuple[str, Mac]:
+        """Link name and MAC address."""
+        return (self.link, self.mac)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of the main table with protocol ROUTE_PROTOCOL."""
+
+    destination: Address
+    length: int
+    link: str | None
+    gateway: Address | None = None
+    source: Address | None = None
+    onlink: bool = False
+    kind: RouteKind = RouteKind.UNICAST
+    metric: int = 0
+
+    @property
+    def key(self) -> tuple[Address, int, int]:
+        """Destination, prefix length and metric."""
+        return (self.destination, self.length, self.metric)
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """A kernel setting, `path` relative to /proc/sys, e.g. net/ipv4/ip_forward."""
+
+    path: str
+    value: str
+
+    @property
+    def key(self) -> str:
+        """The path."""
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
+class SetElements:
+    """The elements that one nftables set or map should hold, encoded for its layout (datapath.nft.elements).
+
+    `elements` maps an element's encoded key (both ends for an interval) to its encoded data, b"" in a set.
+    """
+
+    table: tuple[int, str]
+    name: str
+    elements: Mapping[bytes, bytes]
+
+    @property
+    def key(self) -> tuple[int, str, str]:
+        """Family, table and set name."""
+        return (*self.table, self.name)
+
+
+KernelObject: TypeAlias = VxlanLink | LinkAddress | Neighbour | FdbEntry | Route | Sysctl
