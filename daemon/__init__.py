@@ -1,0 +1,1 @@
+"""The daemon: one process per node that watches the cluster, serves the runtime and keeps the kernel right."""
