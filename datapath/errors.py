@@ -1,4 +1,4 @@
-"""The exceptions that the datapath raises. Owns nothing else; every message says what happened and what to do."""
+"""The exceptions that the datapath raises; every message says what happened and what to do."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ class NetlinkOverrunError(DatapathError):
 
 class NetlinkDumpInterruptedError(DatapathError):
     """The dumped table changed during the dump (NLM_F_DUMP_INTR); the caller reads it again."""
+
+
+class NetlinkFormatError(DatapathError):
+    """A netlink message or attribute could not be encoded or does not have the form that it should."""
+
+
+class NetlinkTimeoutError(DatapathError):
+    """The kernel did not answer in time; what is known must be read again."""
 
 
 class NamespaceError(DatapathError):

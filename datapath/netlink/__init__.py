@@ -1,0 +1,1 @@
+"""Bytes to and from the kernel: netlink sockets and the messages of each family."""

@@ -1,0 +1,102 @@
+"""Opens and enters network namespaces. Owns descriptors and setns(2), never a process: nothing forks."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import contextmanager
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from datapath.errors import NamespaceError, NamespaceGoneError, NotANamespaceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CLONE_NEWNET = 0x40000000
+NSFS_MAGIC = 0x6E736673
+NS_GET_NSTYPE = 0xB703
+THREAD_NAMESPACE = "/proc/thread-self/ns/net"
+
+_STATFS_TYPE = Struct("@l")
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
+
+
+def open_namespace(path: str) -> int:
+    """Return a descriptor of the network namespace at `path`; the caller closes it.
+
+    Raises:
+        NamespaceGoneError: nothing is there: the sandbox was removed.
+        NotANamespaceError: something else is there. A plain file under /run/netns is what a removed namespace
+            leaves, or what a container sees that the host's mounts do not reach.
+        NamespaceError: it could not be opened for another reason.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NamespaceGoneError(
+            f"there is no network namespace at {path}: its sandbox was removed"
+        ) from error
+    except OSError as error:
+        raise NamespaceError(f"network namespace {path} can't be opened: {error.strerror}") from error
+    try:
+        _require_network_namespace(descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def identity(descriptor: int) -> tuple[int, int]:
+    """Return device and inode of an open namespace: equal for two descriptors of one namespace."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+@contextmanager
+def entered(descriptor: int) -> Iterator[None]:
+    """Run the body with the calling thread in another network namespace, then return to where it was.
+
+    Sockets and files of /proc/sys/net opened inside belong to that namespace; the other threads don't move.
+    Nothing in the body may await or yield.
+    """
+    home = os.open(THREAD_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _set(descriptor)
+        try:
+            yield
+        finally:
+            try:
+                _set(home)
+            except NamespaceError:
+                # This thread would go on to write the node's routes into a pod. No handler can repair that.
+                os.abort()
+    finally:
+        os.close(home)
+
+
+def _set(descriptor: int) -> None:
+    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise NamespaceError(
+            f"a network namespace can't be entered: {os.strerror(code)} (CAP_SYS_ADMIN is needed)"
+        )
+
+
+def _require_network_namespace(descriptor: int, path: str) -> None:
+    # struct statfs starts with the magic number as a long and has 120 bytes on 64-bit machines.
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(descriptor, buffer) != 0:
+        raise NamespaceError(f"{path}: {os.strerror(ctypes.get_errno())}")
+    if _STATFS_TYPE.unpack_from(buffer)[0] != NSFS_MAGIC:
+        raise NotANamespaceError(
+            f"{path} is no namespace: it was removed, or the mounts below {os.path.dirname(path)} don't "
+            "reach this process (in a container they need mountPropagation: HostToContainer)"
+        )
+    kind = _libc.ioctl(descriptor, NS_GET_NSTYPE)
+    if kind != CLONE_NEWNET:
+        raise NotANamespaceError(
+            f"{path} is a namespace of another kind (clone flag {kind:#x}), not of network"
+        )
