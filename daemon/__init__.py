@@ -1,1 +1,1 @@
-"""The daemon: one process per node that watches the cluster, serves the runtime and keeps the kernel right."""
+"""The daemon: one process per node, watching the cluster, serving the runtime, keeping the kernel right."""

@@ -1,8 +1,8 @@
 """What an operator can configure: /etc/weft/weftd.yaml, every key with its default.
 
-Owns parsing and its errors. The file is read once, at start, and strictly: an unknown key, a key given twice, a
-value of the wrong type or out of range is an error that names the key, the value and what is allowed, and all
-such errors are told at once.
+Owns parsing and its errors. The file is read once, at start, and strictly: an unknown key, a key given twice,
+a value of the wrong type or out of range is an error that names key, value and what is allowed, and all such
+errors are told at once.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ KEYS: tuple[Key, ...] = (
         "serviceCIDRs",
         "service_cidrs",
         _CIDRS,
-        "All ClusterIPs, to check that nothing overlaps. Default: ServiceCIDR objects where the API has them.",
+        "All ClusterIPs, to check for overlaps. Default: ServiceCIDR objects where the API has them.",
         _cidrs,
     ),
     Key(

@@ -1,8 +1,8 @@
 """What an operator must know: named conditions that hold now, each with its remedy.
 
-A finding is reported while it holds and cleared when it is over; reporting it again unchanged does nothing. Each
-change becomes a log line and is handed to the listeners (events, metrics); `rows` is what `weftctl status` shows.
-Owns no checks: those who notice something report it. For use on the event loop's thread only.
+A finding is reported while it holds and cleared when it is over; reporting it again unchanged does nothing.
+Each change becomes a log line and goes to the listeners (events, metrics); `rows` is what `weftctl status`
+shows. Owns no checks: those who notice something report it. For use on the event loop's thread only.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Findings:
         finding = self._rows.pop((name, key), None)
         if finding is None:
             return
-        log.info(f"resolved: {finding.message}", finding=name, **({"key": key} if key else {}))
+        log.info("resolved", was=finding.message, finding=name, **({"key": key} if key else {}))
         for listener in self._listeners:
             listener(finding, False)
 

@@ -1,4 +1,4 @@
-"""How the daemon writes its log: structured lines on standard error. Owns the set-up of structlog and logging.
+"""How the daemon logs: structured lines on standard error. Owns the set-up of structlog and of logging.
 
 Code logs by `structlog.get_logger()`; what belongs to an attachment runs inside `attachment_context`, so that
 every line below it names attachment and pod. What libraries say through `logging` comes out in the same form.

@@ -20,8 +20,8 @@ class Prefix(NamedTuple):
 class Node:
     """The part of a v1 Node that the network depends on.
 
-    `internal_ips` keeps the order of status.addresses, at most one per family; `underlay` replaces them where the
-    node carries the annotation weft.dev/underlay-address (nodes behind NAT).
+    `internal_ips` keeps the order of status.addresses, at most one per family; `underlay` replaces them where
+    the node carries the annotation weft.dev/underlay-address (nodes behind NAT).
     """
 
     name: str
@@ -31,3 +31,11 @@ class Node:
     underlay: tuple[bytes, ...] = ()
     max_pods: int = 0
     network_unavailable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCIDR:
+    """A networking.k8s.io/v1 ServiceCIDR: where ClusterIPs come from."""
+
+    name: str
+    cidrs: tuple[Prefix, ...]

@@ -1,0 +1,164 @@
+"""What the daemon knows of the cluster: tables of frozen values, and who has to hear of a change.
+
+Tables are filled by reflectors and read by everyone on the event loop's thread. A change makes the object's
+key dirty for each subscription. Keys are coalesced: a busy consumer finds each changed object once, with its
+latest value in the table, and misses nothing. Storing an equal value changes nothing. No decoding, no I/O.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from daemon.cluster.model import Node, ServiceCIDR
+
+NODE = "node"
+SERVICE_CIDR = "servicecidr"
+
+Value = TypeVar("Value")
+
+
+class Key(NamedTuple):
+    """Names one object: the kind of its table and its name (NAMESPACE/NAME where it has a namespace)."""
+
+    kind: str
+    name: str
+
+
+class Table(Mapping[str, Value], Generic[Value]):
+    """The objects of one kind by name: a mapping for readers; its reflector puts, removes and replaces."""
+
+    def __init__(self, kind: str, notify: Callable[[Key], None]) -> None:
+        self.kind = kind
+        self._objects: dict[str, Value] = {}
+        self._notify = notify
+        self._synced = asyncio.Event()
+
+    def __getitem__(self, name: str) -> Value:
+        return self._objects[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._objects)
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    @property
+    def synced(self) -> bool:
+        """Whether the table was complete at least once; an outage later does not change that."""
+        return self._synced.is_set()
+
+    async def wait_synced(self) -> None:
+        """Return as soon as the table is complete."""
+        await self._synced.wait()
+
+    def put(self, name: str, value: Value) -> bool:
+        """Store an object; returns whether that changed anything."""
+        if self._objects.get(name) == value:
+            return False
+        self._objects[name] = value
+        self._notify(Key(self.kind, name))
+        return True
+
+    def remove(self, name: str) -> bool:
+        """Forget an object; returns whether there was one."""
+        if self._objects.pop(name, None) is None:
+            return False
+        self._notify(Key(self.kind, name))
+        return True
+
+    def replace(self, objects: Mapping[str, Value]) -> int:
+        """Make these all the objects there are, and the table complete; returns how many changed or went."""
+        changed = sum([self.remove(name) for name in [name for name in self._objects if name not in objects]])
+        changed += sum([self.put(name, value) for name, value in objects.items()])
+        self._synced.set()
+        return changed
+
+
+class Subscription:
+    """The changed keys that one consumer has not taken yet; all keys that exist when it is made are dirty."""
+
+    def __init__(self, kinds: frozenset[str], dirty: set[Key]) -> None:
+        self.kinds = kinds
+        self._dirty = dirty
+        self._ready = asyncio.Event()
+        if dirty:
+            self._ready.set()
+
+    def __len__(self) -> int:
+        return len(self._dirty)
+
+    def mark(self, key: Key) -> None:
+        """Make a key dirty; also for a consumer that has to come back to it, e.g. after a failure."""
+        self._dirty.add(key)
+        self._ready.set()
+
+    def take(self) -> frozenset[Key]:
+        """All keys that are dirty now, which makes them clean; empty when none is."""
+        keys = frozenset(self._dirty)
+        self._dirty.clear()
+        self._ready.clear()
+        return keys
+
+    async def next(self) -> frozenset[Key]:
+        """Wait until a key is dirty, then take all. Cancelling it loses nothing."""
+        await self._ready.wait()
+        return self.take()
+
+    async def __aiter__(self) -> AsyncIterator[frozenset[Key]]:
+        while True:
+            yield await self.next()
+
+
+class Store:
+    """All tables. A further kind is one more attribute here and one more reflector in the agent."""
+
+    def __init__(self) -> None:
+        self._subscriptions: list[Subscription] = []
+        self.nodes: Table[Node] = Table(NODE, self._changed)
+        self.service_cidrs: Table[ServiceCIDR] = Table(SERVICE_CIDR, self._changed)
+
+    @property
+    def tables(self) -> tuple[Table[Node] | Table[ServiceCIDR], ...]:
+        """Every table."""
+        return (self.nodes, self.service_cidrs)
+
+    @property
+    def synced(self) -> bool:
+        """Whether every table was complete at least once."""
+        return all(table.synced for table in self.tables)
+
+    async def wait_synced(self) -> None:
+        """Return as soon as every table is complete."""
+        for table in self.tables:
+            await table.wait_synced()
+
+    def subscribe(self, *kinds: str) -> Subscription:
+        """Follow changes of these kinds (all when none is named); end it with `unsubscribe`."""
+        wanted = frozenset(kinds) or frozenset(table.kind for table in self.tables)
+        dirty = {Key(table.kind, name) for table in self.tables if table.kind in wanted for name in table}
+        subscription = Subscription(wanted, dirty)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Stop following."""
+        self._subscriptions.remove(subscription)
+
+    async def changes(self, *kinds: str) -> AsyncIterator[frozenset[Key]]:
+        """Sets of changed keys, the first with all that exist; coalesced while the consumer is busy."""
+        subscription = self.subscribe(*kinds)
+        try:
+            while True:
+                yield await subscription.next()
+        finally:
+            self.unsubscribe(subscription)
+
+    def _changed(self, key: Key) -> None:
+        for subscription in self._subscriptions:
+            if key.kind in subscription.kinds:
+                subscription.mark(key)
