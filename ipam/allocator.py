@@ -1,0 +1,216 @@
+"""Hands out addresses and takes them back: reserve (intent), confirm, release; each is one transaction.
+
+The address that has been free for longest goes first, a released one rests before it is taken again unless
+nothing else is left. Owns no kernel state: the caller wires the pod between `reserve` and `confirm` and takes
+the wiring down between `begin_release` and `release`. Used by one thread at a time; `records` and `usage` by
+any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ipam.errors import DuplicateError, ExhaustedError
+from ipam.pool import QUEUE_LIMIT, RESERVED_LOW, Released, Usage, choose
+from ipam.record import Record, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ipam.pool import Pool
+    from ipam.record import AttachmentKey
+    from ipam.store import Store
+
+_SECOND = 1_000_000_000
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What is known of one pool: who waits in it, and from where on nothing was ever used."""
+
+    cursor: int
+    waiting: dict[bytes, None] = field(default_factory=dict)
+    """Released addresses, released first comes first; when, is in the store."""
+
+
+class Allocator:
+    """The addresses of this node's pods."""
+
+    def __init__(self, store: Store, *, cooldown: float = 30.0) -> None:
+        self.store = store
+        self._cooldown = int(cooldown * _SECOND)
+        self._queues: dict[Pool, _Queue] = {}
+
+    def get(self, key: AttachmentKey) -> Record | None:
+        """Return the attachment recorded under a key."""
+        return self.store.records.get(key)
+
+    def records(self) -> tuple[Record, ...]:
+        """Return all attachments."""
+        return tuple(self.store.records.values())
+
+    def reserve(
+        self,
+        key: AttachmentKey,
+        pools: Sequence[Pool],
+        *,
+        netns: str,
+        host_link: str,
+        mac: bytes,
+        mtu: int,
+        pod: tuple[str, str, str] = ("", "", ""),
+    ) -> Record:
+        """Record the intent to attach, with one address of each family that the pools have.
+
+        Args:
+            key: what is to be attached.
+            pools: this node's pod CIDRs; of one family the first with an address left serves.
+            netns: path of the pod's network namespace.
+            host_link: the host veth's name.
+            mac: of the pod's interface.
+            mtu: of the pod's interface.
+            pod: the pod's namespace, name and UID, as far as known.
+
+        Raises:
+            ExhaustedError: a family has no address left; nothing was recorded.
+            DuplicateError: the key or the link is recorded already.
+            StoreError: the database can't be written.
+        """
+        if key in self.store.records:
+            raise DuplicateError(f"attachment {key} is recorded already")
+        now = self.store.clock()
+        chosen = [self._choose(family, now) for family in _by_family(pools)]
+        record = Record(
+            key=key,
+            netns=netns,
+            host_link=host_link,
+            mac=mac,
+            mtu=mtu,
+            addresses=tuple(address for _, address in chosen),
+            pod_namespace=pod[0],
+            pod_name=pod[1],
+            pod_uid=pod[2],
+            created=now / _SECOND,
+        )
+        self.store.insert(record)
+        for pool, address in chosen:
+            queue = self._queues[pool]
+            queue.waiting.pop(address, None)
+            queue.cursor = max(queue.cursor, pool.offset(address) + 1)
+        return record
+
+    def confirm(self, key: AttachmentKey) -> Record:
+        """Record that the wiring is complete.
+
+        Raises:
+            UnknownAttachmentError: nothing was reserved under the key.
+            StoreError: the database can't be written; the attachment is still pending.
+        """
+        return self.store.set_state(key, State.ATTACHED)
+
+    def begin_release(self, key: AttachmentKey) -> Record:
+        """Record the intent to take the wiring down.
+
+        Raises:
+            UnknownAttachmentError: nothing is recorded under the key.
+            StoreError: the database can't be written.
+        """
+        return self.store.set_state(key, State.RELEASING)
+
+    def release(self, key: AttachmentKey) -> Record:
+        """Forget the attachment; its addresses rest from now on. The caller has taken the wiring down.
+
+        Raises:
+            UnknownAttachmentError: nothing is recorded under the key.
+            StoreError: the database can't be written; the addresses are still held.
+        """
+        record = self.store.remove(key)
+        for pool, queue in self._queues.items():
+            for address in record.addresses:
+                if pool.hands_out(address):
+                    queue.waiting[address] = None
+        return record
+
+    def restore(self, records: Iterable[Record]) -> tuple[str, ...]:
+        """Record attachments that were found in the kernel; return in words what contradicts itself.
+
+        Raises:
+            StoreError: the database can't be written.
+        """
+        problems = []
+        for record in records:
+            try:
+                self.store.insert(record)
+            except DuplicateError as error:
+                problems.append(f"attachment {record.key} on {record.host_link} was not restored: {error}")
+        self._queues.clear()
+        return tuple(problems)
+
+    def usage(self, pools: Iterable[Pool]) -> tuple[Usage, ...]:
+        """Return each pool's figures."""
+        return tuple(self._usage(pool) for pool in pools)
+
+    def _usage(self, pool: Pool) -> Usage:
+        now = self.store.clock()
+        used = sum(
+            pool.hands_out(address)
+            for record in tuple(self.store.records.values())
+            for address in record.addresses
+        )
+        cooling = sum(
+            pool.hands_out(address) and now - at < self._cooldown
+            for address, at in tuple(self.store.released.items())
+        )
+        return Usage(pool, pool.size, used, cooling)
+
+    def _choose(self, pools: Sequence[Pool], now: int) -> tuple[Pool, bytes]:
+        for pool in pools:
+            queue = self._queue(pool)
+            first = next(iter(queue.waiting), None)
+            address = choose(
+                pool.address(queue.cursor) if queue.cursor < pool.end else None,
+                None if first is None else Released(first, self.store.released[first]),
+                len(queue.waiting),
+                now=now,
+                cooldown=self._cooldown,
+            )
+            if address is not None:
+                return pool, address
+        full = self._usage(pools[-1])
+        raise ExhaustedError(full.pool.text, size=full.size, used=full.used, cooling=full.cooling)
+
+    def _queue(self, pool: Pool) -> _Queue:
+        queue = self._queues.get(pool)
+        if queue is None:
+            queue = self._queues[pool] = self._read_queue(pool)
+        return queue
+
+    def _read_queue(self, pool: Pool) -> _Queue:
+        """Work out from the records where nothing was ever used.
+
+        Whatever was handed out is either held or released, unless the database was lost: then nobody knows
+        what the gaps below the highest address are. They may have been given back a moment ago, so they rest
+        from now on.
+        """
+        held = {
+            pool.offset(address)
+            for record in self.store.records.values()
+            for address in record.addresses
+            if pool.hands_out(address)
+        }
+        waiting = [address for address in self.store.released if pool.hands_out(address)]
+        known = held.union(map(pool.offset, waiting))
+        cursor = max(known, default=RESERVED_LOW - 1) + 1
+        lowest = max(RESERVED_LOW, cursor - QUEUE_LIMIT)
+        gaps = [pool.address(offset) for offset in range(lowest, cursor) if offset not in known]
+        self.store.rest(gaps)
+        return _Queue(cursor, dict.fromkeys([*waiting, *gaps]))
+
+
+def _by_family(pools: Sequence[Pool]) -> list[list[Pool]]:
+    """Group by family, in the order in which the families first occur."""
+    families: dict[int, list[Pool]] = {}
+    for pool in pools:
+        families.setdefault(pool.bits, []).append(pool)
+    return list(families.values())

@@ -1,0 +1,355 @@
+"""The database of attachments and released addresses: what survives a crash of the daemon and not a reboot.
+
+SQLite in WAL mode without synchronous writes: a commit costs microseconds, and the page cache outlives the
+process. After a reboot the content is void, as the pods are: the boot id inside decides that, not the file
+system. Memory holds the same rows, so reading costs nothing and a removed or damaged file is written anew
+from there. No address is held twice because the database refuses it, whatever the code above does.
+
+One process opens the file (the daemon's lock sees to that), one thread at a time changes it. Chooses no
+addresses.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ipam.errors import DuplicateError, StoreError, UnknownAttachmentError, UnreadableStoreError
+from ipam.record import AttachmentKey, Record, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    Statement = tuple[str, tuple[Any, ...]]
+
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+SCHEMA = 1
+_CREATE = (
+    "CREATE TABLE boot (id TEXT NOT NULL) STRICT",
+    """CREATE TABLE attachments (
+        network TEXT NOT NULL, container_id TEXT NOT NULL, ifname TEXT NOT NULL,
+        netns TEXT NOT NULL, host_link TEXT NOT NULL UNIQUE,
+        mac BLOB NOT NULL CHECK (length(mac) = 6), mtu INTEGER NOT NULL,
+        address4 BLOB UNIQUE CHECK (length(address4) = 4), address6 BLOB UNIQUE CHECK (length(address6) = 16),
+        pod_namespace TEXT NOT NULL, pod_name TEXT NOT NULL, pod_uid TEXT NOT NULL,
+        state INTEGER NOT NULL, created REAL NOT NULL,
+        PRIMARY KEY (network, container_id, ifname)) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE released (
+        position INTEGER PRIMARY KEY, address BLOB NOT NULL UNIQUE, at INTEGER NOT NULL) STRICT""",
+)
+MIGRATIONS: Mapping[int, tuple[str, ...]] = {}
+"""Statements that bring a database of the given version to the next; one transaction runs all that are
+needed."""
+
+_INSERT = "INSERT INTO attachments VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_STATE = "UPDATE attachments SET state=? WHERE network=? AND container_id=? AND ifname=?"
+_DELETE = "DELETE FROM attachments WHERE network=? AND container_id=? AND ifname=?"
+_REST = "INSERT INTO released (address, at) VALUES (?,?)"
+_TAKE = "DELETE FROM released WHERE address=?"
+
+
+def boot_id() -> str:
+    """Return the kernel's id of this boot."""
+    with open(BOOT_ID, encoding="ascii") as file:
+        return file.read().strip()
+
+
+def boottime() -> int:
+    """Return nanoseconds of CLOCK_BOOTTIME: goes on during suspend, and nobody can set it."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+class Store:
+    """The open database.
+
+    Attributes:
+        path: of the file.
+        fresh: nothing was known when it was opened (new, of another boot, damaged), so the caller must look
+            into the kernel for attachments before it hands out an address.
+        aside: where an unreadable file was moved; "" when there was none.
+        records: all attachments; read only.
+        released: released addresses and when (nanoseconds of `clock`), released first comes first; read only.
+    """
+
+    def __init__(self, path: str, *, boot: str | None = None, clock: Callable[[], int] = boottime) -> None:
+        """Open or create the database.
+
+        Raises:
+            StoreError: the file can't be opened or written.
+        """
+        self.path = path
+        self.clock = clock
+        self.aside = ""
+        self._boot = boot_id() if boot is None else boot
+        self._lock = threading.Lock()
+        self.records: dict[AttachmentKey, Record] = {}
+        self.released: dict[bytes, int] = {}
+        try:
+            self._database = self._open()
+            self.fresh = not self._load()
+        except UnreadableStoreError:
+            self._set_aside()
+            self._database = self._open()
+            self.fresh = not self._load()
+        self._identity = self._file_identity()
+
+    def insert(self, record: Record) -> None:
+        """Add an attachment; its addresses rest no more.
+
+        Raises:
+            DuplicateError: its key, link or one of its addresses is recorded already.
+            StoreError: it can't be written.
+        """
+        rested = [address for address in record.addresses if address in self.released]
+        self._write([(_TAKE, (address,)) for address in rested] + [(_INSERT, _row(record))])
+        self.records[record.key] = record
+        for address in rested:
+            del self.released[address]
+
+    def set_state(self, key: AttachmentKey, state: State) -> Record:
+        """Change an attachment's state and return it.
+
+        Raises:
+            UnknownAttachmentError: there is none.
+            StoreError: it can't be written.
+        """
+        record = replace(self._known(key), state=state)
+        self._write([(_STATE, (int(state), *key))])
+        self.records[key] = record
+        return record
+
+    def remove(self, key: AttachmentKey) -> Record:
+        """Forget an attachment, let its addresses rest from now on, and return it.
+
+        Raises:
+            UnknownAttachmentError: there is none.
+            StoreError: it can't be written.
+        """
+        record = self._known(key)
+        now = self.clock()
+        rest: list[Statement] = [(_REST, (address, now)) for address in record.addresses]
+        self._write([(_DELETE, tuple(key)), *rest])
+        del self.records[key]
+        self.released.update((address, now) for address in record.addresses)
+        return record
+
+    def rest(self, addresses: Iterable[bytes]) -> None:
+        """Let addresses rest from now on that nobody is known to hold.
+
+        Raises:
+            StoreError: it can't be written.
+        """
+        now = self.clock()
+        new = [address for address in addresses if address not in self.released]
+        if new:
+            self._write([(_REST, (address, now)) for address in new])
+            self.released.update((address, now) for address in new)
+
+    def ensure_present(self) -> bool:
+        """Write the file anew if somebody removed or replaced it; return whether that was so.
+
+        Raises:
+            StoreError: it can't be written.
+        """
+        with self._lock:
+            if self._file_identity() == self._identity:
+                return False
+            self._rewrite()
+            return True
+
+    def close(self) -> None:
+        """Close the file; the store can't be used afterwards."""
+        with self._lock:
+            self._database.close()
+
+    def _known(self, key: AttachmentKey) -> Record:
+        record = self.records.get(key)
+        if record is None:
+            raise UnknownAttachmentError(f"no attachment {key} is recorded")
+        return record
+
+    def _write(self, statements: Sequence[Statement]) -> None:
+        with self._lock:
+            try:
+                self._transaction(statements)
+            except sqlite3.IntegrityError as error:
+                raise DuplicateError(f"{self.path} refuses a second holder: {error}") from error
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.ProgrammingError):
+                    raise StoreError(f"{self.path} is closed") from error
+                # Memory holds every committed row: a damaged or removed file costs nothing but this.
+                self._rewrite()
+                try:
+                    self._transaction(statements)
+                except sqlite3.Error as again:
+                    raise StoreError(f"{self.path} can't be written: {again}") from again
+
+    def _transaction(self, statements: Sequence[Statement]) -> None:
+        database = self._database
+        if len(statements) == 1:
+            database.execute(*statements[0])
+            return
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in statements:
+                database.execute(*statement)
+            database.execute("COMMIT")
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            # Before SQLite would create it, so that nobody else may ever read it.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=1)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(
+                f"{self.path} can't be opened: {error}; the state directory must exist and be writable"
+            ) from error
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=OFF")
+            self._upgrade(database)
+        except sqlite3.DatabaseError as error:
+            database.close()
+            raise UnreadableStoreError(f"{self.path} is damaged: {error}") from error
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _upgrade(self, database: sqlite3.Connection) -> None:
+        version = int(database.execute("PRAGMA user_version").fetchone()[0])
+        if version > SCHEMA:
+            raise UnreadableStoreError(f"{self.path} was written by a newer Weft (schema {version})")
+        steps = (
+            _CREATE if version == 0 else [step for old in range(version, SCHEMA) for step in MIGRATIONS[old]]
+        )
+        if not steps:
+            return
+        database.execute("BEGIN IMMEDIATE")
+        for step in steps:
+            database.execute(step)
+        database.execute(f"PRAGMA user_version={SCHEMA}")
+        database.execute("COMMIT")
+
+    def _load(self) -> bool:
+        """Read all rows into memory; return whether they are of this boot."""
+        try:
+            return self._read()
+        except (sqlite3.DatabaseError, ValueError) as error:
+            self._database.close()
+            raise UnreadableStoreError(f"{self.path} is damaged: {error}") from error
+
+    def _read(self) -> bool:
+        database = self._database
+        problem = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise ValueError(problem)
+        if database.execute("SELECT id FROM boot").fetchone() != (self._boot,):
+            self._void()
+            return False
+        rows = database.execute("SELECT * FROM attachments ORDER BY created").fetchall()
+        self.records = {record.key: record for record in map(_record, rows)}
+        self.released = dict(database.execute("SELECT address, at FROM released ORDER BY position"))
+        return True
+
+    def _void(self) -> None:
+        self._transaction(
+            [
+                ("DELETE FROM attachments", ()),
+                ("DELETE FROM released", ()),
+                ("DELETE FROM boot", ()),
+                ("INSERT INTO boot VALUES (?)", (self._boot,)),
+            ]
+        )
+
+    def _set_aside(self) -> None:
+        self.aside = f"{self.path}.unreadable"
+        try:
+            os.replace(self.path, self.aside)
+            self._remove_companions()
+        except OSError as error:
+            raise StoreError(f"{self.path} is unreadable and can't be moved away: {error}") from error
+
+    def _remove_companions(self) -> None:
+        for suffix in ("-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.unlink(self.path + suffix)
+
+    def _rewrite(self) -> None:
+        with suppress(sqlite3.Error):
+            self._database.close()
+        try:
+            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(self.path)
+            self._remove_companions()
+            self._database = self._open()
+            self._void()
+            self._transaction(
+                [(_INSERT, _row(record)) for record in self.records.values()]
+                + [(_REST, (address, at)) for address, at in self.released.items()]
+                + [("SELECT 1", ())]
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{self.path} was lost and can't be written anew: {error}") from error
+        self._identity = self._file_identity()
+
+    def _file_identity(self) -> tuple[int, ...]:
+        found: list[int] = []
+        for suffix in ("", "-wal"):
+            try:
+                status = os.stat(self.path + suffix)
+            except OSError:
+                return ()
+            found += (status.st_dev, status.st_ino)
+        return tuple(found)
+
+
+def _row(record: Record) -> tuple[Any, ...]:
+    address4 = address6 = None
+    for address in record.addresses:
+        if len(address) == 4 and address4 is None:
+            address4 = address
+        elif len(address) == 16 and address6 is None:
+            address6 = address
+        else:
+            raise ValueError(f"attachment {record.key} has two addresses of one family")
+    return (
+        *record.key,
+        record.netns,
+        record.host_link,
+        record.mac,
+        record.mtu,
+        address4,
+        address6,
+        record.pod_namespace,
+        record.pod_name,
+        record.pod_uid,
+        int(record.state),
+        record.created,
+    )
+
+
+def _record(row: tuple[Any, ...]) -> Record:
+    return Record(
+        key=AttachmentKey(*row[:3]),
+        netns=row[3],
+        host_link=row[4],
+        mac=row[5],
+        mtu=row[6],
+        addresses=tuple(address for address in row[7:9] if address is not None),
+        pod_namespace=row[9],
+        pod_name=row[10],
+        pod_uid=row[11],
+        state=State(row[12]),
+        created=row[13],
+    )
