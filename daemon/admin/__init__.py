@@ -1,0 +1,1 @@
+"""What weftctl asks the daemon. Reads the store, IPAM and the kernel; changes nothing."""
