@@ -2,17 +2,19 @@
 
 Addresses are packed bytes in network order (4 for IPv4, 16 for IPv6), MAC addresses are 6 bytes; `datapath.text`
 renders them. Each value has a `key`: two values of one kind with one key exclude each other in the kernel, so a
-change of anything else is a replacement.
+change of anything else is a replacement. `object_key` adds the kind, whose rank is also the order of creation.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
+
+    from datapath.nft.rules import Table
 
 Address: TypeAlias = bytes
 Mac: TypeAlias = bytes
@@ -26,6 +28,16 @@ VETH_PREFIX = "weft"
 """Host veths are named this plus 11 hexadecimal digits; `weft.` starts the names of our other links."""
 
 
+SYSCTL: Final = 0
+LINK: Final = 1
+LINK_SYSCTL: Final = 2
+ADDRESS: Final = 3
+NEIGHBOUR: Final = 4
+FDB: Final = 5
+ROUTE: Final = 6
+"""Kinds of objects, ranked: what is created first comes first, and what is deleted first comes last."""
+
+
 class RouteKind(IntEnum):
     """rtm_type of linux/rtnetlink.h."""
 
@@ -35,8 +47,12 @@ class RouteKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class VxlanLink:
-    """A VXLAN device without learning, with all its peers set from outside (linux/if_link.h, IFLA_VXLAN_*)."""
+    """A VXLAN device without learning, with all its peers set from outside (linux/if_link.h, IFLA_VXLAN_*).
 
+    `up` is False only in what is observed: everything that is desired is up.
+    """
+
+    rank: ClassVar[int] = LINK
     name: str
     vni: int
     port: int
@@ -44,6 +60,7 @@ class VxlanLink:
     local: Address
     mtu: int
     tx_checksum: bool = True
+    up: bool = True
 
     @property
     def key(self) -> str:
@@ -55,6 +72,7 @@ class VxlanLink:
 class LinkAddress:
     """An address of a link of ours."""
 
+    rank: ClassVar[int] = ADDRESS
     link: str
     address: Address
     length: int
@@ -69,6 +87,7 @@ class LinkAddress:
 class Neighbour:
     """A permanent neighbour: at `link`, `address` is reached at `mac`."""
 
+    rank: ClassVar[int] = NEIGHBOUR
     link: str
     address: Address
     mac: Mac
@@ -83,6 +102,7 @@ class Neighbour:
 class FdbEntry:
     """A permanent VXLAN forwarding entry: frames to `mac` go to the VTEP at `remote`."""
 
+    rank: ClassVar[int] = FDB
     link: str
     mac: Mac
     remote: Address
@@ -97,6 +117,7 @@ class FdbEntry:
 class Route:
     """A route of the main table with protocol ROUTE_PROTOCOL."""
 
+    rank: ClassVar[int] = ROUTE
     destination: Address
     length: int
     link: str | None
@@ -114,10 +135,25 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
-    """A kernel setting, `path` relative to /proc/sys, e.g. net/ipv4/ip_forward."""
+    """A kernel setting, `path` relative to /proc/sys, e.g. net/ipv4/ip_forward.
+
+    One below conf/ or neigh/ of a link of ours comes and goes with that link. None is ever taken back: what it was
+    before is not ours to know.
+    """
 
     path: str
     value: str
+
+    @property
+    def link(self) -> str | None:
+        """The link of ours that it belongs to: `weft.vxlan` of net/ipv4/conf/weft.vxlan/rp_filter."""
+        parts = self.path.split("/")
+        return parts[3] if len(parts) == 5 and parts[3].startswith(VETH_PREFIX) else None
+
+    @property
+    def rank(self) -> int:
+        """LINK_SYSCTL or SYSCTL."""
+        return LINK_SYSCTL if self.link else SYSCTL
 
     @property
     def key(self) -> str:
@@ -143,3 +179,27 @@ class SetElements:
 
 
 KernelObject: TypeAlias = VxlanLink | LinkAddress | Neighbour | FdbEntry | Route | Sysctl
+ObjectKey: TypeAlias = "tuple[int, Hashable]"
+"""Rank and key: names an object among those of all kinds."""
+SetKey: TypeAlias = tuple[int, str, str]
+"""Family, table and set name."""
+FragmentKey: TypeAlias = tuple[str, ...]
+"""What a fragment belongs to: ("node", name), ("local",), ("attachment", host link)."""
+
+
+def object_key(value: KernelObject) -> ObjectKey:
+    """Return the rank and key of an object."""
+    return (value.rank, value.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """What one key (a remote node, the local node, an attachment) wants in the kernel.
+
+    The desired state is the union of all fragments; where two claim one key the smaller fragment key wins, so that
+    the result does not depend on the order in which they came.
+    """
+
+    objects: tuple[KernelObject, ...] = ()
+    elements: tuple[SetElements, ...] = ()
+    tables: tuple[Table, ...] = ()
