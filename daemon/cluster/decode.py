@@ -1,0 +1,179 @@
+"""API objects as JSON into values of `model`. Pure; raises DecodeError for what can't be understood.
+
+Lenient where Kubernetes is: it stored addresses for years without validating them strictly, so leading zeros,
+IPv4-mapped addresses and prefixes with host bits occur (validation.k8s.io: "sloppy" IP and CIDR parsing).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+
+from daemon.cluster.model import Node, Prefix, ServiceCIDR
+
+UNDERLAY_ANNOTATION = "weft.dev/underlay-address"
+
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+class DecodeError(Exception):
+    """An API object can't be understood; the message names field and value."""
+
+
+def address(text: object) -> bytes:
+    """An IP address as 4 or 16 packed bytes; an IPv4-mapped one as IPv4.
+
+    Raises:
+        DecodeError: it is none.
+    """
+    if not isinstance(text, str):
+        raise DecodeError(f"{_shown(text)} is not an IP address")
+    plain = text.strip()
+    try:
+        if ":" in plain:
+            packed = socket.inet_pton(socket.AF_INET6, plain)
+            return packed[12:] if packed.startswith(_MAPPED) else packed
+        # Kubernetes reads 010.1.2.3 as decimal, where C libraries read octal and inet_pton refuses.
+        parts = plain.split(".")
+        if all(part.isascii() and part.isdigit() for part in parts):
+            plain = ".".join([part.lstrip("0") or "0" for part in parts])
+        return socket.inet_pton(socket.AF_INET, plain)
+    except (OSError, ValueError) as error:
+        raise DecodeError(f"{_shown(text)} is not an IP address") from error
+
+
+def prefix(text: object) -> Prefix:
+    """A CIDR as a Prefix, host bits cleared.
+
+    Raises:
+        DecodeError: it is none, or holds all addresses.
+    """
+    if not isinstance(text, str):
+        raise DecodeError(f"{_shown(text)} is not a CIDR")
+    start, slash, digits = text.strip().partition("/")
+    if not slash or not digits.isascii() or not digits.isdigit():
+        raise DecodeError(f"{_shown(text)} is not a CIDR")
+    try:
+        packed = address(start)
+    except DecodeError as error:
+        raise DecodeError(f"{_shown(text)} is not a CIDR") from error
+    length = int(digits[:4])
+    if ":" in start and len(packed) == 4:
+        length -= 96
+    bits = 8 * len(packed)
+    if not 0 < length <= bits:
+        raise DecodeError(f"{_shown(text)} is not a usable CIDR: its length must be 1 to {bits}")
+    value = int.from_bytes(packed, "big") >> (bits - length) << (bits - length)
+    return Prefix(value.to_bytes(len(packed), "big"), length)
+
+
+def node(raw: Mapping[str, object]) -> Node:
+    """A v1 Node.
+
+    A node without podCIDRs or addresses is valid: it has not been given them yet.
+
+    Raises:
+        DecodeError: a field that the network depends on can't be understood.
+    """
+    metadata, spec, status = (_mapping(raw, field) for field in ("metadata", "spec", "status"))
+    cidrs = _sequence(spec, "podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
+    return Node(
+        name=name(raw),
+        uid=str(metadata.get("uid") or ""),
+        internal_ips=_internal_ips(status),
+        pod_cidrs=_each("spec.podCIDRs", cidrs),
+        underlay=_underlay(metadata),
+        max_pods=_count(_mapping(status, "capacity").get("pods")),
+        network_unavailable=any(
+            isinstance(condition, Mapping)
+            and condition.get("type") == "NetworkUnavailable"
+            and condition.get("status") == "True"
+            for condition in _sequence(status, "conditions")
+        ),
+    )
+
+
+def service_cidr(raw: Mapping[str, object]) -> ServiceCIDR:
+    """A networking.k8s.io ServiceCIDR.
+
+    Raises:
+        DecodeError: a CIDR of it can't be understood.
+    """
+    return ServiceCIDR(name(raw), _each("spec.cidrs", _sequence(_mapping(raw, "spec"), "cidrs")))
+
+
+def name(raw: Mapping[str, object]) -> str:
+    """The object's name, as NAMESPACE/NAME where it has a namespace.
+
+    Raises:
+        DecodeError: it has no name.
+    """
+    metadata = _mapping(raw, "metadata")
+    own = metadata.get("name")
+    if not isinstance(own, str) or not own:
+        raise DecodeError("metadata.name is missing")
+    namespace = metadata.get("namespace")
+    return f"{namespace}/{own}" if namespace and isinstance(namespace, str) else own
+
+
+def _internal_ips(status: Mapping[str, object]) -> tuple[bytes, ...]:
+    result: list[bytes] = []
+    for entry in _sequence(status, "addresses"):
+        if not isinstance(entry, Mapping) or entry.get("type") != "InternalIP":
+            continue
+        try:
+            packed = _unicast(entry.get("address"))
+        except DecodeError as error:
+            raise DecodeError(f"status.addresses: InternalIP {error}") from error
+        if all(len(packed) != len(known) for known in result):
+            result.append(packed)
+    return tuple(result)
+
+
+def _underlay(metadata: Mapping[str, object]) -> tuple[bytes, ...]:
+    text = _mapping(metadata, "annotations").get(UNDERLAY_ANNOTATION)
+    if not isinstance(text, str) or not text.strip():
+        return ()
+    try:
+        addresses = tuple(_unicast(part) for part in text.split(","))
+    except DecodeError as error:
+        raise DecodeError(f"annotation {UNDERLAY_ANNOTATION}: {error}") from error
+    if len({len(packed) for packed in addresses}) != len(addresses):
+        raise DecodeError(f"annotation {UNDERLAY_ANNOTATION}: {_shown(text)} has two addresses of one family")
+    return addresses
+
+
+def _unicast(text: object) -> bytes:
+    packed = address(text)
+    any_or_loopback = not any(packed) or packed[0] == 127 if len(packed) == 4 else int.from_bytes(packed) <= 1
+    multicast = packed[0] >= 224 if len(packed) == 4 else packed[0] == 255
+    if any_or_loopback or multicast:
+        raise DecodeError(f"{_shown(text)} is not an address that a node can be reached at")
+    return packed
+
+
+def _each(field: str, values: list[object]) -> tuple[Prefix, ...]:
+    try:
+        return tuple(dict.fromkeys(prefix(value) for value in values))
+    except DecodeError as error:
+        raise DecodeError(f"{field}: {error}") from error
+
+
+def _count(quantity: object) -> int:
+    text = str(quantity)
+    return int(text[:9]) if text.isascii() and text.isdigit() else 0
+
+
+def _mapping(raw: Mapping[str, object], field: str) -> Mapping[str, object]:
+    value = raw.get(field)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _sequence(raw: Mapping[str, object], field: str) -> list[object]:
+    value = raw.get(field)
+    return value if isinstance(value, list) else []
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
