@@ -7,7 +7,7 @@ Integers without a prefix are in the machine's order, `be16`, `be32` and `be64` 
 from __future__ import annotations
 
 import sys
-from socket import htonl, htons
+from socket import AF_INET, AF_INET6, htonl, htons
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -124,3 +124,8 @@ def integer(payload: bytes) -> int:
 def big_endian(payload: bytes) -> int:
     """Return an unsigned integer of any width in network order."""
     return int.from_bytes(payload, "big")
+
+
+def family_of(address: bytes) -> int:
+    """Return AF_INET or AF_INET6 by the length of a packed address."""
+    return AF_INET if len(address) == 4 else AF_INET6
