@@ -1,0 +1,1 @@
+"""Answers the container runtime: CNI requests in, pods wired and addresses held, results out."""
