@@ -93,6 +93,13 @@ def get_routes(family: int, *, protocol: int = 0) -> Message:
     return Message(RTM_GETROUTE, 0, _RTMSG.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0))
 
 
+def get_route(destination: Address) -> Message:
+    """Return the question by which route a packet to an address would leave."""
+    length = 8 * len(destination)
+    header = _RTMSG.pack(family_of(destination), length, 0, 0, 0, 0, 0, 0, 0)
+    return Message(RTM_GETROUTE, 0, header + attribute(_RTA_DST, destination))
+
+
 def decode_route(payload: bytes) -> RouteState:
     """Return the route of an RTM_NEWROUTE or RTM_DELROUTE payload. Raises NetlinkFormatError."""
     family, length, _, _, table, protocol, _, kind, flags = _RTMSG.unpack_from(payload)
