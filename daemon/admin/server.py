@@ -1,0 +1,183 @@
+"""Answers weftctl over weft.admin.v1. Reads what the agent handed in; changes nothing, never blocks the loop.
+
+The socket belongs to root alone (mode 0600 in a directory of mode 0700): gRPC can't tell who calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+
+from daemon.admin import answers
+from datapath.errors import DatapathError, NamespaceError
+from datapath.netns import open_namespace
+from ipam.audit import audit
+from ipam.errors import IpamError
+from weft_rpc import admin_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from google.protobuf.message import Message
+
+    from daemon.admin.sources import Sources
+    from ipam.audit import Fault
+
+log = structlog.get_logger()
+_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
+_SECOND_LOOK = 0.25
+"""Seconds between two looks for leaks: an ADD or DEL under way is through by then."""
+_CONCURRENT = 8
+"""Calls at once; weftctl is for people, and whoever loops over it must not slow down pods."""
+
+
+class AdminSocketError(Exception):
+    """The admin socket can't be served; the message says why."""
+
+
+class AdminService:
+    """The answers to weft.admin.v1.Admin, one method each."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._started = time.monotonic()
+
+    async def status(self) -> admin_pb2.StatusResponse:
+        """Says whether this node's network is well."""
+        sources = self._sources
+        answer = answers.status(
+            sources.health(),
+            sources.local(),
+            sources.findings.rows(),
+            uptime=time.monotonic() - self._started,
+        )
+        answer.version = sources.version
+        answer.node_name = sources.node_name
+        answer.overlay = sources.overlay
+        answer.attachments = len(sources.leases.records())
+        answer.nodes = len(sources.nodes)
+        return answer
+
+    async def attachments(self) -> admin_pb2.ListAttachmentsResponse:
+        """Lists the pods' interfaces on this node."""
+        return answers.attachments(self._sources.leases.records(), now=boottime())
+
+    async def pools(self) -> admin_pb2.ShowIpamResponse:
+        """Lists the address pools."""
+        sources = self._sources
+        return answers.usage(sources.leases.usage(answers.pools(sources.local())))
+
+    async def leaks(self) -> admin_pb2.CheckIpamResponse:
+        """Looks for leases without a pod and links without a lease.
+
+        Raises:
+            DatapathError: the kernel could not be read.
+        """
+        faults = await self._audit()
+        if faults:
+            # Pods come and go between reading links and reading records: only what stays is wrong.
+            await asyncio.sleep(_SECOND_LOOK)
+            again = {fault.host_link for fault in await self._audit()}
+            faults = tuple(fault for fault in faults if fault.host_link in again)
+        return answers.leaks(faults)
+
+    async def _audit(self) -> tuple[Fault, ...]:
+        links = await self._sources.links()
+        records = self._sources.leases.records()
+        return await asyncio.to_thread(audit, records, links=links, lives=is_namespace, now=boottime())
+
+    async def nodes(self) -> admin_pb2.ListNodesResponse:
+        """Lists all nodes and how each is reached."""
+        sources = self._sources
+        return admin_pb2.ListNodesResponse(
+            nodes=[answers.node(value, sources.path(value)) for _, value in sorted(sources.nodes.items())]
+        )
+
+    async def difference(self) -> admin_pb2.DiffResponse:
+        """Compares the kernel with the desired state.
+
+        Raises:
+            DatapathError: the kernel could not be read.
+        """
+        return answers.differences(await self._sources.difference(), age=0.0)
+
+
+def methods(service: AdminService) -> dict[str, Callable[[], Awaitable[Message]]]:
+    """Maps each method of the contract to what answers it; no request has a field yet."""
+    return {
+        "Status": service.status,
+        "ListAttachments": service.attachments,
+        "ShowIpam": service.pools,
+        "CheckIpam": service.leaks,
+        "ListNodes": service.nodes,
+        "Diff": service.difference,
+    }
+
+
+async def serve(path: str, service: AdminService) -> grpc.aio.Server:
+    """Starts serving on a unix socket; the caller stops the server.
+
+    A socket that is left over is replaced: the daemon's lock tells that its owner is gone.
+
+    Raises:
+        AdminSocketError: the socket can't be made.
+    """
+    server = grpc.aio.server(maximum_concurrent_rpcs=_CONCURRENT)
+    table = {
+        method.name: grpc.unary_unary_rpc_method_handler(
+            _unary(method.name, methods(service)[method.name]),
+            request_deserializer=getattr(admin_pb2, method.input_type.name).FromString,
+            response_serializer=_serialize,
+        )
+        for method in _SERVICE.methods
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE.full_name, table),))
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        server.add_insecure_port(f"unix:{path}")
+        await server.start()
+        os.chmod(path, 0o600)
+    except (OSError, RuntimeError) as error:
+        raise AdminSocketError(
+            f"weftctl can't be served at {path}: {error}; the directory must exist and be writable"
+        ) from error
+    return server
+
+
+def is_namespace(path: str) -> bool:
+    """Whether there is a network namespace at a path."""
+    try:
+        os.close(open_namespace(path))
+    except NamespaceError:
+        return False
+    return True
+
+
+def boottime() -> float:
+    """Returns seconds of CLOCK_BOOTTIME."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _unary(method: str, answer: Callable[[], Awaitable[Message]]) -> Any:
+    """Makes a gRPC behaviour; a failure to read is INTERNAL with a message for the operator."""
+
+    async def behaviour(_request: Message, context: grpc.aio.ServicerContext[Message, Message]) -> Message:
+        try:
+            return await answer()
+        except (DatapathError, IpamError) as error:
+            log.warning("weftctl could not be answered", method=method, error=str(error))
+            await context.abort(grpc.StatusCode.INTERNAL, str(error))
+
+    return behaviour
