@@ -1,8 +1,9 @@
 """What the kernel should hold, as values. Pure: knows no netlink, no Kubernetes, no time.
 
-Addresses are packed bytes in network order (4 for IPv4, 16 for IPv6), MAC addresses are 6 bytes; `datapath.text`
-renders them. Each value has a `key`: two values of one kind with one key exclude each other in the kernel, so a
-change of anything else is a replacement. `object_key` adds the kind, whose rank is also the order of creation.
+Addresses are packed bytes in network order (4 for IPv4, 16 for IPv6), MAC addresses are 6 bytes;
+`datapath.text` renders them. Each value has a `key`: two values of one kind with one key exclude each other
+in the kernel, so a change of anything else is a replacement. `object_key` adds the kind, whose rank is also
+the order of creation.
 """
 
 from __future__ import annotations
@@ -137,8 +138,8 @@ class Route:
 class Sysctl:
     """A kernel setting, `path` relative to /proc/sys, e.g. net/ipv4/ip_forward.
 
-    One below conf/ or neigh/ of a link of ours comes and goes with that link. None is ever taken back: what it was
-    before is not ours to know.
+    One below conf/ or neigh/ of a link of ours comes and goes with that link. None is ever taken back: what
+    it was before is not ours to know.
     """
 
     path: str
@@ -196,8 +197,8 @@ def object_key(value: KernelObject) -> ObjectKey:
 class Fragment:
     """What one key (a remote node, the local node, an attachment) wants in the kernel.
 
-    The desired state is the union of all fragments; where two claim one key the smaller fragment key wins, so that
-    the result does not depend on the order in which they came.
+    The desired state is the union of all fragments; where two claim one key the smaller fragment key wins,
+    so that the result does not depend on the order in which they came.
     """
 
     objects: tuple[KernelObject, ...] = ()

@@ -1,9 +1,9 @@
 """What has to be done so that the kernel holds what is desired: ordered steps. Pure.
 
-Adds come before deletes, so that a change never opens a gap: links → addresses → neighbours → FDB entries → routes,
-then the deletions in the opposite order. The one exception is a link that can only be made anew (VNI, port and
-family are fixed at creation): it is deleted first, and everything that the kernel drops with it, the routes that
-prefer one of its addresses included, is written again.
+Adds come before deletes, so that a change never opens a gap: links → addresses → neighbours → FDB entries →
+routes, then the deletions in the opposite order. The one exception is a link that can only be made anew
+(VNI, port and family are fixed at creation): it is deleted first, and everything that the kernel drops with
+it, the routes that prefer one of its addresses included, is written again.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def _step_rank(step: Step) -> int:
 
 
 def _keep_order_of_sysctls(steps: list[Step], desired: Mapping[ObjectKey, KernelObject]) -> None:
-    """Put the sysctls, which come first, in the order in which they are desired: accept_ra before forwarding."""
+    """Put the sysctls, which come first, in the order in which they are desired: accept_ra before
+    forwarding."""
     count = sum(1 for step in steps if step.key[0] == SYSCTL)
     if count > 1:
         place = {key: index for index, key in enumerate(desired) if key[0] == SYSCTL}

@@ -1,8 +1,9 @@
-"""The desired state: the union of all fragments, kept so that one fragment's change costs what that change is.
+"""The desired state: the union of all fragments, kept so that one fragment's change costs what that change
+is.
 
-Pure and single-threaded: the writer's thread owns the one instance. What is desired depends on the fragments that
-are there, never on the order in which they came: of two that claim one key, the smaller fragment key wins, and
-when it goes the other steps in.
+Pure and single-threaded: the writer's thread owns the one instance. What is desired depends on the fragments
+that are there, never on the order in which they came: of two that claim one key, the smaller fragment key
+wins, and when it goes the other steps in.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ class Fragments:
         return {key: claims.values for key, claims in self._sets.items()}
 
     def contested(self) -> tuple[tuple[ObjectKey, tuple[FragmentKey, ...]], ...]:
-        """Return objects that several fragments want differently or alike, with those who do, the winner first."""
+        """Return objects that several fragments want differently or alike, with those who do, the winner
+        first."""
         return tuple(self._objects.contested())
 
     def replace(self, key: FragmentKey, fragment: Fragment | None) -> Touched:
@@ -159,7 +161,7 @@ class Fragments:
         before = {object_key(value): value for value in old.objects}
         claims = self._objects
         for value in new.objects:
-            name = (value.rank, value.key)
+            name: ObjectKey = (value.rank, value.key)
             if before.pop(name, None) != value:
                 claims.put(key, name, value)
                 touched.objects.add(name)

@@ -1,0 +1,1 @@
+"""Pure functions from the cluster's values to fragments of the desired state."""
