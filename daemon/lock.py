@@ -1,4 +1,4 @@
-"""The lock that makes this daemon the only one of its node: a second one would steal the first one's sockets."""
+"""The lock that makes this daemon the only one of its node: a second one would steal its sockets."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def only_daemon(path: str) -> Iterator[None]:
         except BlockingIOError as error:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise LockedError(
-                f"another weftd (process {holder}) serves this node: it holds {path}. Stop it first; two daemons "
-                "would undo each other's work"
+                f"another weftd (process {holder}) serves this node: it holds {path}. Stop it first; two "
+                "daemons would undo each other's work"
             ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

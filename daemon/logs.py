@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from structlog.typing import Processor
 
+log = structlog.get_logger()
+
 attachment_context = structlog.contextvars.bound_contextvars
 """Context manager: attachment_context(attachment="CONTAINER/IFNAME", pod="NAMESPACE/NAME")."""
 

@@ -1,0 +1,93 @@
+"""The command `weftd`: reads the configuration, takes the lock, runs the agent, tells how it ended.
+
+Exit codes: 0 stopped as asked; 1 a part of the daemon failed; 2 wrong configuration or arguments; 3 another
+daemon serves this node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from daemon.config import Config
+
+FAILED, MISCONFIGURED, LOCKED = 1, 2, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the daemon; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    # gRPC reads these once, when it is imported. Nothing here forks, and its own log lines are of no use to
+    # anyone.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+    from daemon import config as configuration
+    from daemon import logs
+
+    try:
+        config = configuration.load(
+            options.config or configuration.DEFAULT_PATH, required=bool(options.config)
+        )
+    except configuration.ConfigError as error:
+        logs.configure("info", "json")
+        for fault in str(error).splitlines():
+            logs.log.error("wrong configuration", fault=fault)
+        return MISCONFIGURED
+    logs.configure(config.log_level, config.log_format)
+    return _run(config)
+
+
+def _run(config: Config) -> int:
+    import uvloop
+
+    from daemon import lock, logs
+    from daemon.agent import Agent, Paths, stop_on_signals
+
+    async def run() -> None:
+        agent = Agent(config, version=version(), paths=paths)
+        stop_on_signals(agent)
+        await agent.run()
+
+    paths = Paths()
+    try:
+        with lock.only_daemon(paths.lock):
+            uvloop.run(run())
+    except lock.LockedError as error:
+        logs.log.error("not started", reason=str(error))
+        return LOCKED
+    except Exception as failure:  # noqa: BLE001 - the one place where whatever failed is told
+        for leaf in _leaves(failure):
+            logs.log.error("the daemon failed", error=f"{type(leaf).__name__}: {leaf}", exc_info=leaf)
+        return FAILED
+    return 0
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+
+
+def version() -> str:
+    """The version of the installed package."""
+    return importlib.metadata.version("weft")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="weftd", description="The Weft daemon: one per node, as root.")
+    parser.add_argument(
+        "--config", metavar="PATH", help="configuration file (default: /etc/weft/weftd.yaml, if any)"
+    )
+    parser.add_argument("--version", action="version", version=f"weftd {version()}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
