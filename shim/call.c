@@ -19,6 +19,8 @@
 
 #define PREFIX 5 /* bytes before each gRPC message: compressed flag, length in network order */
 
+#define NOT_GRPC "what listens at " SOCKET_PATH " does not speak gRPC as Weft does"
+
 enum grpc_status { OK = 0, UNKNOWN = 2, DEADLINE_EXCEEDED = 4, UNIMPLEMENTED = 12, INTERNAL = 13, DATA_LOSS = 15, ABSENT = -1 };
 
 struct exchange {
@@ -160,6 +162,18 @@ static int on_close(nghttp2_session *session, int32_t stream, uint32_t error, vo
 	return 0;
 }
 
+/* The server's last word ends a call, even if the request was not read to its end. */
+static int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *user_data)
+{
+	struct exchange *exchange = user_data;
+
+	(void)session;
+	if (frame->hd.stream_id == exchange->stream && (frame->hd.type == NGHTTP2_HEADERS || frame->hd.type == NGHTTP2_DATA) &&
+	    frame->hd.flags & NGHTTP2_FLAG_END_STREAM)
+		exchange->closed = true;
+	return 0;
+}
+
 static ssize_t read_request(nghttp2_session *session, int32_t stream, uint8_t *into, size_t capacity, uint32_t *flags,
 			    nghttp2_data_source *source, void *user_data)
 {
@@ -217,6 +231,7 @@ static int open_stream(struct exchange *exchange, int64_t deadline)
 		return error;
 	nghttp2_session_callbacks_set_on_header_callback(callbacks, on_header);
 	nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, on_data);
+	nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, on_frame);
 	nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, on_close);
 	error = nghttp2_session_client_new(&exchange->session, callbacks, exchange);
 	nghttp2_session_callbacks_del(callbacks);
@@ -270,6 +285,11 @@ static bool converse(struct exchange *exchange, int fd, int64_t deadline, struct
 			report(call, NO_ANSWER, "cannot write to the Weft daemon", strerror(error));
 			return false;
 		}
+		/* After a violation nghttp2 says goodbye and goes deaf, instead of failing. */
+		if (!nghttp2_session_want_read(exchange->session) && !nghttp2_session_want_write(exchange->session)) {
+			report(call, FAULTY, NOT_GRPC, "it violates the HTTP/2 protocol");
+			return false;
+		}
 		count = left > 0 ? poll(&ready, 1, left) : 0;
 		if (count == 0) {
 			report(call, NO_ANSWER, "the Weft daemon did not answer in time",
@@ -288,7 +308,7 @@ static bool converse(struct exchange *exchange, int fd, int64_t deadline, struct
 		}
 		got = nghttp2_session_mem_recv(exchange->session, chunk, (size_t)got);
 		if (got < 0) {
-			report(call, FAULTY, "what listens at " SOCKET_PATH " does not speak gRPC as Weft does", nghttp2_strerror((int)got));
+			report(call, FAULTY, NOT_GRPC, nghttp2_strerror((int)got));
 			return false;
 		}
 	}
