@@ -22,6 +22,7 @@ IFA_F_NOPREFIXROUTE = 0x200
 
 _PUT = NLM_F_CREATE | NLM_F_REPLACE
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_SCOPE_LINK = 253
 _IFADDRMSG = Struct("=BBBBI")
 
 
@@ -36,17 +37,25 @@ class AddressState:
 
 
 def new_address(
-    address: LinkAddress, link_index: int, *, flags: int = _PUT, prefix_route: bool = True
+    address: LinkAddress,
+    link_index: int,
+    *,
+    flags: int = _PUT,
+    prefix_route: bool = True,
+    link_scope: bool = False,
 ) -> Message:
     """Return the message that adds an address; an IPv6 address is usable at once (no duplicate detection).
 
-    Without `prefix_route` the kernel adds no route to the address's prefix.
+    Without `prefix_route` the kernel adds no route to the address's prefix. With `link_scope` an IPv4
+    address is no source for what leaves by another link (an IPv6 address has the scope that it says).
     """
     packed = address.address
     bits = 0 if prefix_route else IFA_F_NOPREFIXROUTE
     if len(packed) == 16:
         bits |= IFA_F_NODAD
-    payload = _address_payload(address, link_index) + (u32(_IFA_FLAGS, bits) if bits else b"")
+    payload = _address_payload(address, link_index, _SCOPE_LINK if link_scope else 0) + (
+        u32(_IFA_FLAGS, bits) if bits else b""
+    )
     return Message(RTM_NEWADDR, flags, payload)
 
 
@@ -71,10 +80,10 @@ def decode_address(payload: bytes) -> AddressState:
     )
 
 
-def _address_payload(address: LinkAddress, link_index: int) -> bytes:
+def _address_payload(address: LinkAddress, link_index: int, scope: int = 0) -> bytes:
     packed = address.address
     return (
-        _IFADDRMSG.pack(family_of(packed), address.length, 0, 0, link_index)
+        _IFADDRMSG.pack(family_of(packed), address.length, 0, scope, link_index)
         + attribute(_IFA_LOCAL, packed)
         + attribute(_IFA_ADDRESS, packed)
     )

@@ -21,6 +21,8 @@ RTNLGRP_NEIGH = 3
 AF_BRIDGE = 7
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
+NTF_EXT_LEARNED = 0x10
+NUD_STALE = 0x04
 
 _PUT = NLM_F_CREATE | NLM_F_REPLACE
 _NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
@@ -58,6 +60,29 @@ class FdbState:
 def new_neighbour(neighbour: Neighbour, link_index: int) -> Message:
     """Return the message that creates or replaces a permanent neighbour."""
     return Message(RTM_NEWNEIGH, _PUT, _neighbour_payload(neighbour.address, neighbour.mac, link_index))
+
+
+def learned_neighbour(neighbour: Neighbour, link_index: int) -> Message:
+    """Return the message that creates or replaces a neighbour that the kernel keeps, but checks and follows.
+
+    It counts in no table's limit, is not collected, is probed when used, and takes what the neighbour
+    announces.
+    """
+    size = len(neighbour.address)
+    payload = _NEIGHBOUR[size].pack(
+        family_of(neighbour.address),
+        link_index,
+        NUD_STALE,
+        NTF_EXT_LEARNED,
+        0,
+        4 + size,
+        _NDA_DST,
+        neighbour.address,
+        10,
+        _NDA_LLADDR,
+        neighbour.mac,
+    )
+    return Message(RTM_NEWNEIGH, _PUT, payload)
 
 
 def del_neighbour(neighbour: Neighbour, link_index: int) -> Message:

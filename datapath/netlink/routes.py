@@ -25,6 +25,8 @@ RTNLGRP_IPV4_ROUTE = 7
 RTNLGRP_IPV6_ROUTE = 11
 
 TABLE_MAIN = 254
+PROTOCOL_BOOT = 3
+"""rtm_protocol of what a tool configures once, as `ip route add` does."""
 IPV6_DEFAULT_METRIC = 1024
 
 _PUT = NLM_F_CREATE | NLM_F_REPLACE

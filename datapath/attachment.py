@@ -1,0 +1,317 @@
+"""Wires a pod to its node: a veth without bridge, one batch of messages for each namespace.
+
+Owns what an attachment looks like in the kernel, on both sides, and how it comes and goes. Knows nothing of
+CNI and of who hands out addresses. Everything here is synchronous and runs on a thread that is in the
+node's namespace.
+
+The pod has its address alone on its link (/32, /128) and reaches all else through GATEWAYS, which the
+node's end of the veth holds. Two things make the neighbours need no care when a later plugin changes the
+pod's MAC address: the pod announces such a change (arp_notify, ndisc_notify), and the node's entry is
+written as an externally learned one, which the kernel neither collects nor keeps against what the pod says.
+In the pod the gateway's entry is permanent; the kernel drops it with the change, and then the pod asks and
+the node's end answers.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from datapath.desired import LinkAddress, Neighbour, Route
+from datapath.errors import AttachError, DatapathError, InterfaceExistsError, NamespaceError, NetlinkError
+from datapath.netlink.addresses import new_address
+from datapath.netlink.links import (
+    IPV4_ARP_NOTIFY,
+    IPV4_FORWARDING,
+    IPV6_ACCEPT_RA,
+    LOOPBACK_INDEX,
+    VethPair,
+    address_family_settings,
+    decode_link,
+    del_link,
+    get_link,
+    new_veth,
+    set_link,
+)
+from datapath.netlink.neighbours import learned_neighbour, new_neighbour
+from datapath.netlink.routes import PROTOCOL_BOOT, new_route
+from datapath.netlink.transport import Socket
+from datapath.netns import entered, open_namespace
+from datapath.text import parse_address
+
+if TYPE_CHECKING:
+    from datapath.desired import Address, KernelObject, Mac
+    from datapath.netlink.links import LinkState
+    from datapath.netlink.transport import Message
+
+GATEWAYS = {4: parse_address("169.254.1.1"), 16: parse_address("fe80::1")}
+"""What pods have as their default gateway, by address length: the node's end of each veth."""
+
+HOST_MAC: Mac = b"\xee" * 6
+"""MAC address of the node's end of each veth: there is no need to tell them apart."""
+
+DOOMED_GROUP = 0x77656674
+"""IFLA_GROUP of detached links that wait to be destroyed ("weft"); everything in it is deleted."""
+
+_HOST_SETTINGS = address_family_settings({IPV4_FORWARDING: 1}, ipv6_link_local=False)
+_POD_SETTINGS = address_family_settings({IPV4_ARP_NOTIFY: 1})
+_ANYWHERE = {4: bytes(4), 16: bytes(16)}
+
+
+@dataclass(frozen=True, slots=True)
+class AttachRequest:
+    """What a pod gets.
+
+    Attributes:
+        netns: path of the pod's network namespace.
+        ifname: the pod's interface.
+        host_link: name of the node's end.
+        mac: MAC address of the pod's end.
+        host_mac: MAC address of the node's end.
+        mtu: of both ends.
+        addresses: the pod's, at most one of each family.
+        sources: the node's addresses, which the node prefers as source when it talks to the pod.
+        alias: IFLA_IFALIAS of the node's end, at most 255 bytes: from it a lost database is rebuilt.
+    """
+
+    netns: str
+    ifname: str
+    host_link: str
+    mac: Mac
+    mtu: int
+    addresses: tuple[Address, ...]
+    sources: tuple[Address, ...] = ()
+    alias: str = ""
+    host_mac: Mac = HOST_MAC
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A wired pod as it is remembered."""
+
+    host_link: str
+    netns: str
+    ifname: str
+    mac: Mac
+    mtu: int
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The outcome of `attach`: both indices, each in its namespace, and where the time went, in seconds."""
+
+    host_index: int
+    pod_index: int
+    create_seconds: float
+    pod_seconds: float
+    host_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """The outcome of `detach`; `found` is False when there was no link any more."""
+
+    found: bool
+    seconds: float
+
+
+def attach(host: Socket, request: AttachRequest) -> Attached:
+    """Wire a pod; on failure everything is undone.
+
+    Args:
+        host: a socket in the namespace of the calling thread.
+        request: what the pod gets.
+
+    Raises:
+        NamespaceGoneError, NotANamespaceError: the pod's namespace can't be opened.
+        InterfaceExistsError: it has an interface of that name.
+        AttachError: anything else, with the cause.
+    """
+    started = time.perf_counter()
+    namespace = open_namespace(request.netns)
+    try:
+        link = _create(host, request, namespace)
+        created = time.perf_counter()
+        try:
+            host.batch(_host_link_messages(request, link.index), f"link {request.host_link} can't be set up")
+            _wire_pod(request, namespace, link.peer_index)
+            wired = time.perf_counter()
+            host.batch(_host_route_messages(request, link.index), f"link {request.host_link} gets no routes")
+        except BaseException:
+            _destroy(host, link.index)
+            raise
+    except NamespaceError:
+        raise
+    except (DatapathError, OSError) as error:
+        if isinstance(error, AttachError):
+            raise
+        raise AttachError(f"{request.ifname} in {request.netns} can't be wired: {error}") from error
+    finally:
+        os.close(namespace)
+    done = time.perf_counter()
+    return Attached(link.index, link.peer_index, created - started, wired - created, done - wired)
+
+
+def detach(host: Socket, attachment: Attachment) -> Detached:
+    """Cut a pod off: when this returns the node has no route or neighbour of it, and the link is down.
+
+    The link is destroyed later by the Reaper: the kernel takes tens of milliseconds for one and hardly
+    longer for many. Nothing being there is success.
+
+    Raises:
+        NetlinkError: the kernel refused for another reason than absence.
+    """
+    started = time.perf_counter()
+    # One message does all: a link that goes down takes its routes, neighbours and IPv6 addresses along. The
+    # alias goes because a database is rebuilt from aliases.
+    doom = set_link(attachment.host_link, up=False, group=DOOMED_GROUP, alias="")
+    try:
+        host.batch((doom,), f"link {attachment.host_link} can't be taken down")
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise
+        return Detached(False, time.perf_counter() - started)
+    return Detached(True, time.perf_counter() - started)
+
+
+def host_objects(attachment: Attachment, sources: tuple[Address, ...]) -> tuple[KernelObject, ...]:
+    """Return what the node's side of an attachment should hold, for the reconciler.
+
+    Neighbours are not among it: the kernel keeps them itself, and the pod's MAC address may change.
+    """
+    link = attachment.host_link
+    gateways = tuple(
+        LinkAddress(link, GATEWAYS[len(address)], 8 * len(address)) for address in attachment.addresses
+    )
+    return gateways + _routes(link, attachment.addresses, sources)
+
+
+def _create(host: Socket, request: AttachRequest, namespace: int) -> LinkState:
+    """Create the pair; returns the node's end as the kernel echoes it."""
+    pair = VethPair(request.host_link, request.host_mac, request.ifname, request.mac, namespace, request.mtu)
+    action = f"veth {request.host_link} can't be created"
+    try:
+        replies = host.batch((new_veth(pair),), action)
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise
+        _clear_way(host, request, namespace)
+        replies = host.batch((new_veth(pair),), action)
+    link = decode_link(replies[0].payload)
+    if link.ipv6_setting(IPV6_ACCEPT_RA):
+        # Else a pod's router advertisement gives the node a default route, where accept_ra=2 is the default.
+        _write_setting(f"net/ipv6/conf/{request.host_link}/accept_ra", "0")
+    return link
+
+
+def _clear_way(host: Socket, request: AttachRequest, namespace: int) -> None:
+    """Destroy what holds one of the two names if it is ours to destroy, else raise InterfaceExistsError."""
+    with Socket(namespace=namespace) as pod:
+        occupant = _find(pod, request.ifname)
+    if occupant is not None:
+        # A detached pair that still waits for the Reaper is in no one's way.
+        other = _find(host, occupant.peer_index) if occupant.kind == "veth" else None
+        if other is None or other.group != DOOMED_GROUP or other.peer_index != occupant.index:
+            raise InterfaceExistsError(f"{request.netns} has an interface {request.ifname} already")
+        _destroy(host, other.index)
+    # The name is a hash of the attachment's key, so its holder is what an earlier try of the same left.
+    leftover = _find(host, request.host_link)
+    if leftover is not None:
+        _destroy(host, leftover.index)
+
+
+def _find(where: Socket, link: int | str) -> LinkState | None:
+    try:
+        return decode_link(where.request(get_link(link), f"link {link} can't be read"))
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
+            return None
+        raise
+
+
+def _destroy(host: Socket, index: int) -> None:
+    errors = host.batch_collect((del_link(index),), f"link {index} can't be destroyed")
+    if errors and errors[0].code != errno.ENODEV:
+        raise errors[0]
+
+
+def _wire_pod(request: AttachRequest, namespace: int, index: int) -> None:
+    """Set up the pod's end. IPv6 is switched on if an IPv6 address asks for it."""
+    settings = f"net/ipv6/conf/{request.ifname}"
+    with entered(namespace):
+        pod = Socket()
+        # Before the link goes up: an inherited accept_ra=2 takes a default route from whoever offers one.
+        _write_setting(f"{settings}/accept_ra", "0")
+        _write_setting(f"{settings}/ndisc_notify", "1")
+    with pod:
+        messages = _pod_messages(request, index)
+        action = f"{request.ifname} can't be set up in {request.netns}"
+        try:
+            pod.batch(messages, action)
+        except NetlinkError as error:
+            if error.code != errno.EACCES or not any(len(address) == 16 for address in request.addresses):
+                raise
+            with entered(namespace):
+                _write_setting("net/ipv6/conf/all/disable_ipv6", "0")
+                _write_setting(f"{settings}/disable_ipv6", "0")
+            pod.batch(messages, action)
+
+
+def _host_link_messages(request: AttachRequest, index: int) -> list[Message]:
+    messages = [set_link(index, up=True, alias=request.alias, settings=_HOST_SETTINGS)]
+    for address in request.addresses:
+        gateway = LinkAddress(request.host_link, GATEWAYS[len(address)], 8 * len(address))
+        messages.append(new_address(gateway, index, prefix_route=False, link_scope=True))
+    return messages
+
+
+def _host_route_messages(request: AttachRequest, index: int) -> list[Message]:
+    """The neighbours come after both ends are up: an end without carrier drops what is not permanent."""
+    link = request.host_link
+    messages = [
+        learned_neighbour(Neighbour(link, address, request.mac), index) for address in request.addresses
+    ]
+    messages += [new_route(route, index) for route in _routes(link, request.addresses, request.sources)]
+    return messages
+
+
+def _pod_messages(request: AttachRequest, index: int) -> list[Message]:
+    """Addresses, then up, then routes, as these need a link that is up; repeating them all is harmless."""
+    link = request.ifname
+    own = [LinkAddress(link, address, 8 * len(address)) for address in request.addresses]
+    messages = [set_link(LOOPBACK_INDEX, up=True)]
+    messages += [new_address(address, index, prefix_route=False) for address in own]
+    messages.append(set_link(index, up=True, settings=_POD_SETTINGS))
+    for address in request.addresses:
+        size = len(address)
+        gateway = GATEWAYS[size]
+        if size == 4:
+            onlink = Route(gateway, 32, link)
+            messages.append(new_route(onlink, index, protocol=PROTOCOL_BOOT))
+        default = Route(_ANYWHERE[size], 0, link, gateway=gateway)
+        messages.append(new_route(default, index, protocol=PROTOCOL_BOOT))
+        messages.append(new_neighbour(Neighbour(link, gateway, request.host_mac), index))
+    return messages
+
+
+def _routes(link: str, addresses: tuple[Address, ...], sources: tuple[Address, ...]) -> tuple[Route, ...]:
+    by_size = {len(source): source for source in sources}
+    return tuple(
+        Route(address, 8 * len(address), link, source=by_size.get(len(address))) for address in addresses
+    )
+
+
+def _write_setting(path: str, value: str) -> None:
+    """Write to /proc/sys in the calling thread's namespace; a kernel without IPv6 lacks the file."""
+    try:
+        descriptor = os.open(f"/proc/sys/{path}", os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.write(descriptor, value.encode())
+    finally:
+        os.close(descriptor)
