@@ -28,6 +28,10 @@ class NetlinkError(DatapathError):
         super().__init__(f"{action}: {os.strerror(code)} [{name}]{words}")
 
 
+class TransactionOutdatedError(NetlinkError):
+    """Somebody else changed nftables since the generation a transaction was made for; nothing was changed."""
+
+
 class NetlinkOverrunError(DatapathError):
     """The kernel dropped notifications or dump parts (ENOBUFS); what is known must be read again in full."""
 

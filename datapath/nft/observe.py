@@ -1,0 +1,204 @@
+"""Reads our tables back from the kernel, structure and elements. Owns the decoding of dumps.
+
+What is read stays in the kernel's attributes: `plan` compares it with what `encode` would send. Only elements
+are decoded, to the form of `datapath.nft.elements`. Nothing is ever read through `nft list`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from datapath.errors import NetlinkDumpInterruptedError, NetlinkError
+from datapath.netlink.attributes import big_endian, integer, items, parse, string, text
+from datapath.netlink.nfnetlink import HEADER_BYTES, header, nft_kind, read_generation
+from datapath.netlink.transport import Message
+from datapath.nft import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from datapath.netlink.transport import Socket
+    from datapath.nft.rules import SetKey
+
+_ATTEMPTS = 8
+_NO_ENTRY = 2
+_HEAD = 4
+
+
+class ObservedRule(NamedTuple):
+    """A rule's expressions and user data as the kernel dumps them."""
+
+    expressions: bytes
+    user_data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedChain:
+    """A chain's attributes and its rules in order."""
+
+    declaration: bytes
+    rules: tuple[ObservedRule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedSet:
+    """A set's attributes and its elements, None when they make no sense (an end without a start)."""
+
+    declaration: bytes
+    elements: Mapping[bytes, bytes] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedTable:
+    """A table's attributes and all that it holds."""
+
+    user_data: bytes
+    sets: Mapping[str, ObservedSet]
+    chains: Mapping[str, ObservedChain]
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedRuleset:
+    """Our tables by family and name, as they were at one generation of nftables."""
+
+    generation: int
+    tables: Mapping[tuple[int, str], ObservedTable]
+
+
+def read(socket: Socket, names: frozenset[str]) -> ObservedRuleset:
+    """Return all tables of these names, in whatever family, with all their elements.
+
+    Raises:
+        NetlinkDumpInterruptedError: others kept changing nftables during each of several readings.
+        NetlinkError: the kernel refused a dump.
+    """
+    for _ in range(_ATTEMPTS):
+        before = read_generation(socket).number
+        try:
+            tables = {key: _table(socket, key, data) for key, data in _tables(socket, names)}
+        except NetlinkDumpInterruptedError:
+            continue
+        except NetlinkError as error:
+            if error.code == _NO_ENTRY:  # a table or set that was listed is gone
+                continue
+            raise
+        if read_generation(socket).number == before:
+            return ObservedRuleset(before, tables)
+    raise NetlinkDumpInterruptedError(f"nftables changed during each of {_ATTEMPTS} readings; retry later")
+
+
+def read_elements(socket: Socket, key: SetKey) -> Mapping[bytes, bytes] | None:
+    """Return the elements of one set; None when they make no sense. Raises NetlinkError (ENOENT)."""
+    family, table, name = key
+    for found in _dump(socket, encode.GETSET, family, string(encode.SET_TABLE, table)):
+        attributes = parse(found, HEADER_BYTES)
+        if text(attributes[encode.SET_NAME]) == name:
+            return _elements(socket, key, attributes)
+    raise NetlinkError(_NO_ENTRY, f"set {name} of table {table} can't be read")
+
+
+def _dump(socket: Socket, kind: int, family: int, attributes: bytes = b"") -> list[bytes]:
+    message = Message(nft_kind(kind), 0, header(family) + attributes)
+    return socket.dump(message, "nftables could not be read")
+
+
+def _tables(socket: Socket, names: frozenset[str]) -> Iterator[tuple[tuple[int, str], bytes]]:
+    for payload in _dump(socket, encode.GETTABLE, 0):
+        attributes = parse(payload, HEADER_BYTES)
+        name = text(attributes[encode.TABLE_NAME])
+        if name in names:
+            yield (payload[0], name), attributes.get(encode.TABLE_USERDATA, b"")
+
+
+def _table(socket: Socket, key: tuple[int, str], user_data: bytes) -> ObservedTable:
+    family, name = key
+    rules: dict[str, list[ObservedRule]] = {}
+    for payload in _dump(socket, encode.GETRULE, family, string(encode.RULE_TABLE, name)):
+        found = parse(payload, HEADER_BYTES)
+        rule = ObservedRule(found.get(encode.RULE_EXPRESSIONS, b""), found.get(encode.RULE_USERDATA, b""))
+        rules.setdefault(text(found[encode.RULE_CHAIN]), []).append(rule)
+    chains: dict[str, ObservedChain] = {}
+    for payload in _dump(socket, encode.GETCHAIN, family):
+        found = parse(payload, HEADER_BYTES)
+        if text(found[encode.CHAIN_TABLE]) == name:
+            chain = text(found[encode.CHAIN_NAME])
+            chains[chain] = ObservedChain(payload[HEADER_BYTES:], tuple(rules.get(chain, ())))
+    sets: dict[str, ObservedSet] = {}
+    for payload in _dump(socket, encode.GETSET, family, string(encode.SET_TABLE, name)):
+        found = parse(payload, HEADER_BYTES)
+        each = text(found[encode.SET_NAME])
+        sets[each] = ObservedSet(payload[HEADER_BYTES:], _elements(socket, (family, name, each), found))
+    return ObservedTable(user_data, sets, chains)
+
+
+def _elements(socket: Socket, key: SetKey, declaration: Mapping[int, bytes]) -> Mapping[bytes, bytes] | None:
+    family, table, name = key
+    target = string(encode.ELEMENTS_TABLE, table) + string(encode.ELEMENTS_SET, name)
+    flags = big_endian(declaration.get(encode.SET_FLAGS, b""))
+    found: list[tuple[bytes, bytes, int]] = []
+    for payload in _dump(socket, encode.GETSETELEM, family, target):
+        listed = parse(payload, HEADER_BYTES).get(encode.ELEMENTS_LIST)
+        if listed is not None:
+            found += _items(listed)
+    if flags & encode.SET_INTERVAL and not flags & encode.SET_CONCAT:
+        return _ranges(found)
+    return {key: data for key, data, _ in found}
+
+
+def _items(listed: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+    """Yield key (with the last key of a concatenated range), data and flags of each element."""
+    # Elements of one set mostly differ in their key alone: then everything else is read once.
+    head, key_bytes = b"", 0
+    offset, end = 0, len(listed)
+    while offset + _HEAD <= end:
+        length = integer(listed[offset : offset + 2])
+        item = listed[offset + _HEAD : offset + length]
+        offset += (length + 3) & ~3
+        if head and len(item) == len(head) + key_bytes and item.startswith(head):
+            yield item[len(head) :], b"", 0
+            continue
+        attributes = parse(item)
+        value = parse(attributes[encode.ELEMENT_KEY])[encode.DATA_VALUE]
+        key = value + bytes(-len(value) % 4)
+        if encode.ELEMENT_KEY_END in attributes:
+            key += parse(attributes[encode.ELEMENT_KEY_END])[encode.DATA_VALUE]
+        data = _data(attributes.get(encode.ELEMENT_DATA))
+        flags = big_endian(attributes.get(encode.ELEMENT_FLAGS, b""))
+        if len(attributes) == 1 and len(value) % 4 == 0:
+            head, key_bytes = item[: len(item) - len(value)], len(value)
+        yield key, data, flags
+
+
+def _data(encoded: bytes | None) -> bytes:
+    if encoded is None:
+        return b""
+    for kind, value in items(encoded):
+        if kind == encode.DATA_VERDICT:
+            verdict = parse(value)
+            return verdict[encode.VERDICT_CODE] + verdict.get(encode.VERDICT_CHAIN, b"").rstrip(b"\0")
+        return value + bytes(-len(value) % 4)
+    return b""
+
+
+def _ranges(found: list[tuple[bytes, bytes, int]]) -> Mapping[bytes, bytes] | None:
+    """Join starts and ends, which the kernel lists apart; an end is the key behind the last."""
+    result: dict[bytes, bytes] = {}
+    start: tuple[bytes, bytes] | None = None
+    # At one key the end of a range comes before the start of the next.
+    for key, data, flags in sorted(
+        found, key=lambda each: (each[0], not each[2] & encode.ELEMENT_INTERVAL_END)
+    ):
+        if not flags & encode.ELEMENT_INTERVAL_END:
+            if start is not None:
+                return None
+            start = (key, data)
+        elif start is not None:
+            last = (int.from_bytes(key, "big") - 1).to_bytes(len(key), "big")
+            result[start[0] + last] = start[1]
+            start = None
+        elif any(key):  # nft opens a set with an end at key 0, which says nothing
+            return None
+    if start is not None:
+        result[start[0] + b"\xff" * len(start[0])] = start[1]
+    return result

@@ -1,0 +1,304 @@
+"""Compares the rules that should be with those observed, and makes the transactions between the two. Pure.
+
+Structure that is right is left alone, elements change one by one. New sets are filled before the rules that
+use them come in, so no packet ever meets a rule with a half-filled set; every transaction is bounded, as each
+one holds the kernel's nftables lock. Only a table of another layout is replaced as a whole, in one
+transaction whatever its size.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from datapath.netlink.attributes import NLA_F_NESTED, items
+from datapath.nft import encode
+from datapath.nft.observe import ObservedTable
+from datapath.nft.rules import Family
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from datapath.netlink.transport import Message
+    from datapath.nft.observe import ObservedChain, ObservedRuleset, ObservedSet
+    from datapath.nft.rules import Ruleset, Set, Table
+
+TRANSACTION_ELEMENTS = 4096
+"""Elements that one transaction adds or deletes at most: some 10 ms of the kernel's lock."""
+
+_ATTRIBUTE = struct.Struct("=HH")
+_NOTHING = ObservedTable(b"", {}, {})
+
+
+class Change(NamedTuple):
+    """One difference in words: "add", "replace" or "delete", and the object."""
+
+    action: str
+    subject: str
+
+
+class Transaction(NamedTuple):
+    """Messages that are committed together, and what they change."""
+
+    messages: tuple[Message, ...]
+    changes: tuple[Change, ...]
+
+
+class _Step(NamedTuple):
+    """Messages that may not be separated, the number of elements in them, and what they change."""
+
+    messages: list[Message]
+    elements: int
+    changes: list[Change]
+
+
+def plan(desired: Ruleset, observed: ObservedRuleset) -> list[Transaction]:
+    """Return the transactions, in order, from what was observed to what is desired; none if it is that.
+
+    Every observed table is one of ours, so one that is not desired is deleted.
+    """
+    wanted = {table.key for table in desired.tables}
+    transactions = [
+        Transaction(
+            (encode.delete_table(family, name),), (Change("delete", f"table {_family(family)} {name}"),)
+        )
+        for family, name in sorted(observed.tables.keys() - wanted)
+    ]
+    for table in desired.tables:
+        present = observed.tables.get(table.key)
+        elements = {each.name: _wanted(desired, table, each) for each in table.sets}
+        if present is not None and not _is_compatible(table, present):
+            transactions.append(_replace(table, elements))
+        else:
+            transactions += _pack(_repair(table, elements, present))
+    return transactions
+
+
+def change_elements(
+    table: Table, declared: Set, current: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]
+) -> list[Transaction]:
+    """Return the transactions between two states of a set's elements, or of the part that may differ."""
+    return _pack(_element_steps(table, declared, current, wanted))
+
+
+def _wanted(desired: Ruleset, table: Table, declared: Set) -> Mapping[bytes, bytes]:
+    elements = desired.elements.get((*table.key, declared.name), {})
+    return {**elements, **dict.fromkeys(declared.constant, b"")} if declared.constant else elements
+
+
+def _is_compatible(table: Table, present: ObservedTable) -> bool:
+    """Whether the table can be repaired in place: same layout, nothing of ours declared otherwise."""
+    encoded = encode.encode_table(table)
+    if present.user_data != encoded.user_data:
+        return False
+    for name, wanted in encoded.sets.items():
+        found = present.sets.get(name)
+        if found is not None and not _same_declaration(wanted.declaration, found.declaration):
+            return False
+    for name, chain in encoded.chains.items():
+        known = present.chains.get(name)
+        if known is not None and not _same_hook(chain.declaration, known):
+            return False
+    return True
+
+
+def _same_declaration(wanted: bytes, found: bytes) -> bool:
+    """Compare sets: flags that we don't ask for, a timeout say, make it another set."""
+    flags = encode.SET_FLAGS
+    return covers(wanted, found) and dict(items(wanted)).get(flags) == dict(items(found)).get(flags)
+
+
+def _same_hook(declaration: bytes, present: ObservedChain) -> bool:
+    if declaration:
+        return covers(declaration, present.declaration)
+    return all(kind != encode.CHAIN_HOOK for kind, _ in items(present.declaration))
+
+
+def _replace(table: Table, elements: Mapping[str, Mapping[bytes, bytes]]) -> Transaction:
+    """Delete and make anew in one transaction: packets meet the old table or the new one."""
+    messages = [encode.delete_table(*table.key)]
+    for step in _repair(table, elements, None):
+        messages += step.messages
+    return Transaction(tuple(messages), (Change("replace", f"table {_table_name(table)}"),))
+
+
+def _repair(
+    table: Table, elements: Mapping[str, Mapping[bytes, bytes]], present: ObservedTable | None
+) -> Iterator[_Step]:
+    """Yield what is to be done to a table that is missing or of the right layout, rules last."""
+    encoded = encode.encode_table(table)
+    name = _table_name(table)
+    if present is None:
+        yield _Step([encode.new_table(table)], 0, [Change("add", f"table {name}")])
+        present = _NOTHING
+    for each in encoded.sets:
+        if each not in present.sets:
+            yield _Step([encode.new_set(table, each)], 0, [Change("add", f"set {name} {each}")])
+    for each in encoded.chains:
+        if each not in present.chains:
+            yield _Step([encode.new_chain(table, each)], 0, [Change("add", f"chain {name} {each}")])
+    for declared in table.sets:
+        yield from _set_steps(table, declared, present.sets.get(declared.name), elements[declared.name])
+    structure = _structure(table, encoded, present)
+    if structure.messages:
+        yield structure
+
+
+def _structure(table: Table, encoded: encode.EncodedTable, present: ObservedTable) -> _Step:
+    """Return all changes of rules, and the deletion of chains and sets that are none of ours, as one step."""
+    family, name = table.key
+    messages: list[Message] = []
+    changes: list[Change] = []
+    changed = [
+        each for each, chain in encoded.chains.items() if not _same_rules(chain, present.chains.get(each))
+    ]
+    foreign_chains = present.chains.keys() - encoded.chains.keys()
+    foreign_sets = present.sets.keys() - encoded.sets.keys()
+    # Rules first: chains and sets can't be deleted while a rule refers to them.
+    messages += [
+        encode.flush_chain(family, name, each)
+        for each in (*changed, *sorted(foreign_chains))
+        if each in present.chains and present.chains[each].rules
+    ]
+    for each in sorted(foreign_sets):
+        # A set without a name of its own goes with the rule that used it.
+        if not each.startswith("__"):
+            messages.append(encode.delete_set(family, name, each))
+            changes.append(Change("delete", f"set {_table_name(table)} {each}"))
+    for each in sorted(foreign_chains):
+        messages.append(encode.delete_chain(family, name, each))
+        changes.append(Change("delete", f"chain {_table_name(table)} {each}"))
+    for each in changed:
+        messages += encode.new_rules(table, each)
+        action = "replace" if each in present.chains else "add"
+        changes.append(Change(action, f"rules of chain {_table_name(table)} {each}"))
+    return _Step(messages, 0, changes)
+
+
+def _same_rules(wanted: encode.EncodedChain, present: ObservedChain | None) -> bool:
+    if present is None:
+        return not wanted.rules
+    if len(wanted.rules) != len(present.rules):
+        return False
+    for encoded, found in zip(wanted.rules, present.rules, strict=True):
+        attributes = dict(items(encoded))
+        if attributes.get(encode.RULE_USERDATA, b"") != found.user_data:
+            return False
+        if not _same_expressions(attributes[encode.RULE_EXPRESSIONS], found.expressions):
+            return False
+    return True
+
+
+def _same_expressions(wanted: bytes, found: bytes) -> bool:
+    ours, theirs = list(items(wanted)), list(items(found))
+    return len(ours) == len(theirs) and all(
+        covers(expression, other) for (_, expression), (_, other) in zip(ours, theirs, strict=True)
+    )
+
+
+def covers(wanted: bytes, found: bytes) -> bool:
+    """Whether every attribute that we send is in what the kernel dumps, with the same value.
+
+    The kernel adds attributes of its own (handles, counts, defaults); those don't matter.
+    """
+    present = dict(items(found))
+    offset, end = 0, len(wanted)
+    while offset < end:
+        length, kind = _ATTRIBUTE.unpack_from(wanted, offset)
+        value = wanted[offset + _ATTRIBUTE.size : offset + length]
+        other = present.get(kind & ~NLA_F_NESTED)
+        if other is None:
+            return False
+        if not (covers(value, other) if kind & NLA_F_NESTED else value == other):
+            return False
+        offset += (length + 3) & ~3
+    return True
+
+
+def _set_steps(
+    table: Table, declared: Set, present: ObservedSet | None, wanted: Mapping[bytes, bytes]
+) -> Iterator[_Step]:
+    if present is not None and present.elements is None:
+        key = (*table.key, declared.name)
+        yield _Step(
+            [encode.flush_set(key)],
+            0,
+            [Change("replace", f"all elements of set {_table_name(table)} {key[2]}")],
+        )
+        yield from _element_steps(table, declared, {}, wanted)
+        return
+    current = present.elements if present is not None and present.elements is not None else {}
+    if current != wanted:
+        yield from _element_steps(table, declared, current, wanted)
+
+
+def _element_steps(
+    table: Table, declared: Set, current: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]
+) -> Iterator[_Step]:
+    """Yield the change of a set's elements in pieces that are whole in themselves.
+
+    What is deleted and what takes its place (other data for a key, another cut of a range) is in one piece.
+    """
+    old = [key for key, data in current.items() if wanted.get(key) != data]
+    new = [key for key, data in wanted.items() if current.get(key) != data]
+    if not old and not new:
+        return
+    half = encode.padded(encode.width(declared.key)) if declared.interval else 0
+    marked = sorted([(key, False) for key in old] + [(key, True) for key in new])
+    gone: list[bytes] = []
+    come: dict[bytes, bytes] = {}
+    reach = b""
+    for key, is_new in marked:
+        first, last = (key[:half], key[half:]) if half else (key, key)
+        if len(gone) + len(come) >= TRANSACTION_ELEMENTS // 4 and first > reach:
+            yield _piece(table, declared, gone, come)
+            gone, come = [], {}
+        reach = max(reach, last)
+        if is_new:
+            come[key] = wanted[key]
+        else:
+            gone.append(key)
+    yield _piece(table, declared, gone, come)
+
+
+def _piece(table: Table, declared: Set, gone: list[bytes], come: dict[bytes, bytes]) -> _Step:
+    messages: list[Message] = []
+    changes: list[Change] = []
+    subject = f"set {_table_name(table)} {declared.name}"
+    if gone:
+        messages += encode.delete_elements(table, declared, gone)
+        changes.append(Change("delete", f"{_count(gone)} of {subject}"))
+    if come:
+        messages += encode.add_elements(table, declared, come)
+        changes.append(Change("add", f"{_count(come)} of {subject}"))
+    return _Step(messages, len(gone) + len(come), changes)
+
+
+def _pack(steps: Iterator[_Step] | Sequence[_Step]) -> list[Transaction]:
+    """Join steps to transactions within the bound."""
+    result: list[Transaction] = []
+    messages: list[Message] = []
+    changes: list[Change] = []
+    elements = 0
+    for step in steps:
+        if messages and elements + step.elements > TRANSACTION_ELEMENTS:
+            result.append(Transaction(tuple(messages), tuple(changes)))
+            messages, changes, elements = [], [], 0
+        messages += step.messages
+        changes += step.changes
+        elements += step.elements
+    if messages:
+        result.append(Transaction(tuple(messages), tuple(changes)))
+    return result
+
+
+def _count(elements: list[bytes] | dict[bytes, bytes]) -> str:
+    return "1 element" if len(elements) == 1 else f"{len(elements)} elements"
+
+
+def _table_name(table: Table) -> str:
+    return f"{table.family.text} {table.name}"
+
+
+def _family(number: int) -> str:
+    return {each.value: each.text for each in Family}.get(number, str(number))
