@@ -257,7 +257,7 @@ class Store:
             self._void()
             return False
         rows = database.execute("SELECT * FROM attachments ORDER BY created").fetchall()
-        self.records = {record.key: record for record in map(_record, rows)}
+        self.records = {record.key: record for record in map(record_of, rows)}
         self.released = dict(database.execute("SELECT address, at FROM released ORDER BY position"))
         return True
 
@@ -339,7 +339,8 @@ def _row(record: Record) -> tuple[Any, ...]:
     )
 
 
-def _record(row: tuple[Any, ...]) -> Record:
+def record_of(row: tuple[Any, ...]) -> Record:
+    """Return the attachment that a row of the table stands for; ValueError when it stands for none."""
     return Record(
         key=AttachmentKey(*row[:3]),
         netns=row[3],
