@@ -11,7 +11,9 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 RESERVED_LOW = 2
-"""The network (IPv6: subnet-router anycast) address, and the one after it for the node's tunnel."""
+"""Offset of the first address handed out.
+
+Before it come the network address, the node's end of the tunnels, and one that many take for a gateway."""
 QUEUE_LIMIT = 4096
 """From so many released addresses on, the longest released is taken before one never used.
 

@@ -1,0 +1,363 @@
+"""Makes, checks and removes attachments: IPAM's record and the kernel's wiring as one piece.
+
+Everything here runs on the writer's thread, one call after the other. That is what serialises requests for
+one attachment, and it is why a call never leaves anything half done behind but by dying: then the record says
+so, and `collect` finishes or undoes it. Owns no protocol; raises CniError where the runtime must be told a
+code, lets the exceptions of ipam and datapath pass otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from daemon.cni.errors import CniError, Code
+from daemon.cni.naming import is_host_link, names
+from datapath.attachment import DOOMED_GROUP, Attachment, AttachRequest
+from datapath.errors import DatapathError, NamespaceError, NamespaceGoneError, NotANamespaceError
+from datapath.netns import open_namespace
+from ipam import alias
+from ipam.errors import AliasError, IpamError
+from ipam.record import Record, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from datapath.attachment import Attached
+    from datapath.desired import Address
+    from ipam.allocator import Allocator
+    from ipam.pool import Pool
+    from ipam.record import AttachmentKey
+
+
+class Link(Protocol):
+    """What is read of a link (datapath.netlink.links.LinkState)."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def kind(self) -> str:
+        """Kind as rtnetlink names it."""
+
+    @property
+    def group(self) -> int:
+        """IFLA_GROUP: detached links wait in one for their destruction."""
+
+    @property
+    def alias(self) -> str:
+        """IFLA_IFALIAS."""
+
+    @property
+    def mtu(self) -> int:
+        """Bytes."""
+
+
+class Kernel(Protocol):
+    """What the writer gives to a job (datapath.writer.Kernel)."""
+
+    def attach(self, request: AttachRequest) -> Attached:
+        """Wire a pod; everything is undone on failure."""
+
+    def detach(self, attachment: Attachment) -> object:
+        """Take a pod's wiring down, whatever is left of it."""
+
+    def inspect(self, attachment: Attachment) -> tuple[str, ...]:
+        """Say what differs from what `attach` made."""
+
+    def links(self) -> Sequence[Link]:
+        """All links of the node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an ADD asks for.
+
+    Attributes:
+        key: what is to be attached.
+        netns: path of the pod's network namespace.
+        pools: this node's pod CIDRs.
+        sources: the node's address per family, preferred source of the pod's host routes.
+        mtu: of the pod's interface.
+        pod: the pod's namespace, name and UID, as far as the runtime told.
+    """
+
+    key: AttachmentKey
+    netns: str
+    pools: Sequence[Pool]
+    sources: tuple[Address, ...]
+    mtu: int
+    pod: tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A new attachment, and how long each step took (seconds)."""
+
+    record: Record
+    seconds: Mapping[str, float]
+
+
+@dataclass(slots=True)
+class Collected:
+    """What a collection did.
+
+    Attributes:
+        released: attachments released, and why.
+        orphans: host links removed that no record knew.
+        broken: attachments whose host link is gone while their namespace lives; they are kept.
+        problems: what could not be done, in words; the next collection tries again.
+    """
+
+    released: list[tuple[Record, str]] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+    broken: list[Record] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class Attachments:
+    """All attachments of this node."""
+
+    def __init__(self, ipam: Allocator) -> None:
+        self.ipam = ipam
+
+    def add(self, kernel: Kernel, request: Request) -> Added:
+        """Attach a pod.
+
+        Raises:
+            CniError: it is attached already, or its name can't be noted in the kernel.
+            IpamError: no address left, or the database can't be written; nothing was done.
+            DatapathError: the kernel refused; everything was undone.
+        """
+        start = time.perf_counter()
+        key = request.key
+        known = self.ipam.get(key)
+        if known is not None:
+            self._make_way(kernel, known)
+        host_link, mac = names(key)
+        record = self.ipam.reserve(
+            key,
+            request.pools,
+            netns=request.netns,
+            host_link=host_link,
+            mac=mac,
+            mtu=request.mtu,
+            pod=request.pod,
+        )
+        reserved = time.perf_counter()
+        try:
+            attached = kernel.attach(_attach_request(record, request.sources))
+            wired = time.perf_counter()
+            record = self.ipam.confirm(key)
+        except BaseException:
+            self._take_down(kernel, record)
+            raise
+        seconds = {
+            "ipam": reserved - start + time.perf_counter() - wired,
+            "create": attached.create_seconds,
+            "pod": attached.pod_seconds,
+            "host": attached.host_seconds,
+        }
+        return Added(record, seconds)
+
+    def delete(self, kernel: Kernel, key: AttachmentKey) -> Record | None:
+        """Detach a pod; return what was recorded, None when nothing was. Repeating it does no harm.
+
+        Raises:
+            DatapathError: the kernel refused; the addresses stay held, and a repetition goes on.
+            StoreError: the database can't be written.
+        """
+        record = self.ipam.get(key)
+        if record is not None:
+            self._take_down(kernel, record)
+        else:
+            # An ADD that died with the database may have left a link behind.
+            host_link, mac = names(key)
+            kernel.detach(Attachment(host_link, "", key.ifname, mac, 0, ()))
+        return record
+
+    def check(self, kernel: Kernel, key: AttachmentKey, netns: str) -> tuple[Record, tuple[str, ...]]:
+        """Return what is recorded of an attachment, and what differs from it in words.
+
+        Raises:
+            CniError: code 3, no such attachment.
+            DatapathError: the kernel can't be read.
+        """
+        record = self.ipam.get(key)
+        if record is None or record.state is not State.ATTACHED:
+            raise CniError(
+                Code.UNKNOWN_CONTAINER, f"there is no attachment {key}", "ADD it, or DEL what is left of it"
+            )
+        return record, kernel.inspect(_attachment(record, netns))
+
+    def attached(self) -> tuple[Attachment, ...]:
+        """Return every complete attachment, for the desired state."""
+        return tuple(
+            _attachment(record, record.netns)
+            for record in self.ipam.records()
+            if record.state is State.ATTACHED
+        )
+
+    def keep_only(
+        self, kernel: Kernel, network: str, valid: frozenset[tuple[str, str]]
+    ) -> tuple[list[Record], list[str]]:
+        """Detach what a network has besides the attachments named by container id and interface.
+
+        Returns:
+            What was detached, and what could not be, in words.
+        """
+        gone: list[Record] = []
+        problems: list[str] = []
+        for record in self.ipam.records():
+            key = record.key
+            if key.network == network and (key.container_id, key.ifname) not in valid:
+                try:
+                    self._take_down(kernel, record)
+                    gone.append(record)
+                except (DatapathError, IpamError) as error:
+                    problems.append(f"{key}: {error}")
+        return gone, problems
+
+    def rebuild(self, kernel: Kernel) -> tuple[str, ...]:
+        """Restore the records of an empty database from the aliases of the host links.
+
+        Returns:
+            What is strange about the links, in words.
+
+        Raises:
+            StoreError: the database can't be written.
+            DatapathError: the links can't be listed.
+        """
+        problems: list[str] = []
+        records: list[Record] = []
+        now = self.ipam.store.clock() / 1e9
+        for link in _host_links(kernel.links()):
+            try:
+                noted = alias.read(link.alias)
+            except AliasError as error:
+                problems.append(f"link {link.name}: {error}")
+                continue
+            if names(noted.key)[0] != link.name:
+                problems.append(f"link {link.name} has the alias of another link: {link.alias!r}")
+                continue
+            records.append(
+                Record(
+                    noted.key,
+                    noted.netns,
+                    link.name,
+                    noted.mac,
+                    link.mtu,
+                    noted.addresses,
+                    state=State.ATTACHED,
+                    created=now,
+                )
+            )
+        return (*problems, *self.ipam.restore(records))
+
+    def collect(self, kernel: Kernel) -> Collected:
+        """Finish or undo what was half done, release what is dead, remove links that nobody knows.
+
+        An attachment is dead when its link and its namespace are both gone. The kernel destroys the link with
+        the namespace, so a link that exists belongs to a living pod, even where the namespace's path can't be
+        seen.
+
+        Raises:
+            DatapathError: the links can't be listed.
+        """
+        found = Collected()
+        links = {link.name for link in _host_links(kernel.links())}
+        for record in self.ipam.records():
+            reason = self._judge(record, links)
+            if reason == _BROKEN:
+                found.broken.append(record)
+            elif reason:
+                try:
+                    self._take_down(kernel, record)
+                    found.released.append((record, reason))
+                except (DatapathError, IpamError) as error:
+                    found.problems.append(f"attachment {record.key} can't be released: {error}")
+        known = {record.host_link for record in self.ipam.records()}
+        for name in sorted(links - known):
+            try:
+                kernel.detach(Attachment(name, "", "", bytes(6), 0, ()))
+                found.orphans.append(name)
+            except DatapathError as error:
+                found.problems.append(f"link {name} without an attachment can't be removed: {error}")
+        return found
+
+    def _judge(self, record: Record, links: Iterable[str]) -> str:
+        if record.state is State.PENDING:
+            return "its ADD was interrupted"
+        if record.state is State.RELEASING:
+            return "its DEL was interrupted"
+        if record.host_link in links:
+            return ""
+        return _BROKEN if is_namespace(record.netns) else "its network namespace is gone"
+
+    def _make_way(self, kernel: Kernel, known: Record) -> None:
+        """Clear a key for its repeated ADD: what an interrupted one left, or what died with its sandbox."""
+        if known.state is State.ATTACHED and any(
+            link.name == known.host_link for link in _host_links(kernel.links())
+        ):
+            raise CniError(
+                Code.ALREADY_ATTACHED,
+                f"attachment {known.key} exists already",
+                f"it is wired into {known.netns}; DEL it before another ADD",
+            )
+        self._take_down(kernel, known)
+
+    def _take_down(self, kernel: Kernel, record: Record) -> None:
+        self.ipam.begin_release(record.key)
+        kernel.detach(_attachment(record, record.netns))
+        self.ipam.release(record.key)
+
+
+_BROKEN = "its host link is gone"
+
+
+def is_namespace(path: str) -> bool:
+    """Whether there is a network namespace at a path; where that can't be told, there is."""
+    if not path:
+        return False
+    try:
+        os.close(open_namespace(path))
+    except (NamespaceGoneError, NotANamespaceError):
+        return False
+    except NamespaceError:
+        return True
+    return True
+
+
+def _host_links(links: Iterable[Link]) -> list[Link]:
+    return [
+        link
+        for link in links
+        if link.kind == "veth" and link.group != DOOMED_GROUP and is_host_link(link.name)
+    ]
+
+
+def _attachment(record: Record, netns: str) -> Attachment:
+    return Attachment(record.host_link, netns, record.key.ifname, record.mac, record.mtu, record.addresses)
+
+
+def _attach_request(record: Record, sources: tuple[Address, ...]) -> AttachRequest:
+    return AttachRequest(
+        netns=record.netns,
+        ifname=record.key.ifname,
+        host_link=record.host_link,
+        mac=record.mac,
+        mtu=record.mtu,
+        addresses=record.addresses,
+        sources=sources,
+        alias=_alias(record),
+    )
+
+
+def _alias(record: Record) -> str:
+    try:
+        return alias.write(record)
+    except AliasError as error:
+        raise CniError(Code.INVALID_CONFIG, str(error)) from error

@@ -1,0 +1,240 @@
+"""Keeps attachments right without anybody asking: recovery at start, then by timers.
+
+Nothing depends on a DEL ever coming: dead attachments are found in the kernel, interrupted ones in the
+records. Figures and warnings about pools are here too, since they come before exhaustion does. Owns no
+decision about a single attachment (daemon.cni.attachments) and no file (ipam.store, daemon.cni.deletions).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from daemon.cni.deletions import Drained
+from datapath.errors import DatapathError
+from ipam.errors import StoreError
+from ipam.pool import Pool, shortfall
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from daemon.cni.attachments import Attachments, Collected
+    from daemon.cni.deletions import Deletions
+    from daemon.cni.service import CniService, Local, Writer
+    from daemon.findings import Findings
+    from daemon.metrics import Metrics
+    from ipam.pool import Usage
+
+log = structlog.get_logger()
+
+LOOK_SECONDS = 1.0
+"""Between looks at the directory of deletions, the database's file and the pools' figures."""
+COLLECT_SECONDS = 30.0
+"""Between collections of dead attachments."""
+SCARCE = 0.9
+"""Share of a pool in use from which on an operator is warned."""
+
+_STATE_LOST = "StateLost"
+_UNREADABLE_STATE = "StateUnreadable"
+_STRANGE_LINKS = "StrangeLinks"
+_UNREADABLE_DELETIONS = "DeletionsUnreadable"
+_FAILED_DELETIONS = "DeletionsFailed"
+_BROKEN = "AttachmentBroken"
+_FAILED_COLLECTION = "CollectionFailed"
+_SCARCE = "PoolNearlyExhausted"
+_TOO_SMALL = "PoolSmallerThanMaxPods"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What the start found: attachments rebuilt from the kernel, deletions done, attachments collected."""
+
+    rebuilt: int
+    drained: Drained
+    collected: Collected
+
+
+class Garbage:
+    """Recovery and the timers."""
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        attachments: Attachments,
+        deletions: Deletions,
+        service: CniService,
+        local: Callable[[], Local | None],
+        max_pods: Callable[[], int],
+        findings: Findings,
+        metrics: Metrics,
+    ) -> None:
+        """Make it.
+
+        Args:
+            writer: runs the jobs.
+            attachments: what is collected.
+            deletions: tombstones.
+            service: knows what a tombstone means.
+            local: this node's network, None while it is not known.
+            max_pods: how many pods kubelet starts at most, 0 while that is not known.
+            findings: what an operator is told.
+            metrics: where figures go.
+        """
+        self._writer = writer
+        self._attachments = attachments
+        self._ipam = attachments.ipam
+        self._deletions = deletions
+        self._service = service
+        self._local = local
+        self._max_pods = max_pods
+        self._findings = findings
+        self._metrics = metrics
+
+    async def recover(self) -> Recovered:
+        """Bring records and kernel together after a start; before attachments are adopted, before any ADD.
+
+        Raises:
+            StoreError: the database can't be written.
+            DatapathError: the kernel can't be read.
+        """
+        store = self._ipam.store
+        if store.aside:
+            self._findings.report(
+                _UNREADABLE_STATE,
+                "warning",
+                f"{store.path} could not be read and was moved to {store.aside}; the attachments "
+                "were rebuilt "
+                "from their links; look for a full or failing disk, then remove the file",
+            )
+        if store.fresh:
+            problems = await self._writer.attachment(self._attachments.rebuild)
+            self._findings.replace(_STRANGE_LINKS, "warning", {problem: problem for problem in problems})
+        rebuilt = len(store.records) if store.fresh else 0
+        drained = await self._drain()
+        recovered = Recovered(rebuilt, drained, await self._collect())
+        log.info(
+            "attachments recovered",
+            attachments=len(store.records),
+            rebuilt=rebuilt,
+            deleted=drained.done,
+            collected=len(recovered.collected.released),
+        )
+        return recovered
+
+    async def run(self) -> None:
+        """Look after everything for ever.
+
+        Raises:
+            StoreError: the database was lost and can't be written anew: the process must not go on.
+        """
+        loop = asyncio.get_running_loop()
+        due = loop.time() + COLLECT_SECONDS
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self._look_at_state()
+            self._look_at_pools()
+            if self._deletions.names():
+                await self._drain()
+            if loop.time() >= due:
+                await self._collect_quietly()
+                due = loop.time() + COLLECT_SECONDS
+
+    def _look_at_state(self) -> None:
+        store = self._ipam.store
+        if store.ensure_present():
+            self._findings.report(
+                _STATE_LOST,
+                "warning",
+                f"somebody removed {store.path} under the running daemon; it was written anew and nothing is "
+                "lost; only weftd may touch that directory",
+            )
+        with suppress(OSError):
+            self._deletions.prepare()
+
+    def _look_at_pools(self) -> None:
+        local = self._local()
+        if local is None:
+            return
+        pools = tuple(Pool(prefix.address, prefix.length) for prefix in local.pod_cidrs)
+        usages = self._ipam.usage(pools)
+        for usage in usages:
+            for state in ("used", "cooling", "free"):
+                self._metrics.ipam_addresses.labels(usage.pool.text, state).set(getattr(usage, state))
+        self._metrics.attachments.set(len(self._ipam.store.records))
+        scarce = {usage.pool.text: _scarcity(usage) for usage in usages if usage.used >= SCARCE * usage.size}
+        self._findings.replace(_SCARCE, "warning", scarce)
+        limit = self._max_pods()
+        self._findings.replace(
+            _TOO_SMALL,
+            "warning",
+            {
+                pool.text: f"podCIDR {pool.text} has {pool.size} addresses for pods, and kubelet's "
+                "maxPods is "
+                f"{limit}: pods beyond will not start; lower maxPods or give nodes larger podCIDRs"
+                for pool in shortfall(pools, limit)
+            },
+        )
+
+    async def _drain(self) -> Drained:
+        drained = Drained()
+        if self._deletions.names():
+            drained = await self._writer.attachment(self._service.drain_job)
+        if drained.corrupt:
+            self._findings.report(
+                _UNREADABLE_DELETIONS,
+                "warning",
+                f"{len(drained.corrupt)} recorded deletions can't be read and were set aside: "
+                f"{'; '.join(drained.corrupt[:3])}; their addresses return when their pods' "
+                "namespaces are gone",
+            )
+        if drained.problems:
+            self._findings.report(
+                _FAILED_DELETIONS,
+                "warning",
+                f"{len(drained.problems)} recorded deletions fail and are tried again: "
+                f"{'; '.join(drained.problems[:3])}",
+            )
+        else:
+            self._findings.clear(_FAILED_DELETIONS)
+        self._metrics.deletions_pending.set(len(self._deletions.names()))
+        return drained
+
+    async def _collect(self) -> Collected:
+        collected = await self._writer.attachment(self._attachments.collect)
+        for record, reason in collected.released:
+            log.info("attachment collected", attachment=str(record.key), reason=reason)
+        for name in collected.orphans:
+            log.info("link without an attachment removed", link=name)
+        self._metrics.leaks.inc(len(collected.released))
+        self._findings.replace(
+            _BROKEN,
+            "warning",
+            {
+                record.host_link: f"host link {record.host_link} of pod "
+                f"{record.pod_namespace}/{record.pod_name} "
+                "was removed by somebody: the pod has no network; delete the pod"
+                for record in collected.broken
+            },
+        )
+        self._findings.replace(
+            _FAILED_COLLECTION, "warning", {problem: problem for problem in collected.problems}
+        )
+        return collected
+
+    async def _collect_quietly(self) -> None:
+        try:
+            await self._collect()
+        except (DatapathError, StoreError) as error:
+            log.warning("collection failed, the next one tries again", error=str(error))
+
+
+def _scarcity(usage: Usage) -> str:
+    return (
+        f"{usage.used} of {usage.size} addresses of podCIDR {usage.pool.text} are in use and {usage.cooling} "
+        "rest: soon no pod will start on this node; lower kubelet's maxPods or give nodes larger podCIDRs"
+    )
