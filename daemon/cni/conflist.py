@@ -14,8 +14,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from daemon.cni.result import VERSIONS
+from daemon.findings import Finding
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from daemon.findings import Findings
 
 DIRECTORY = "/etc/cni/net.d"
@@ -117,8 +120,12 @@ class Conflist:
                     f"{path} sorts before {NAME}: the runtime uses that network and not Weft; remove it, or "
                     "rename it so that it sorts later"
                 )
-        self._findings.replace(_RIVAL, "error", rivals)
-        self._findings.replace(_MALFORMED, "error", malformed)
+        self._report_all(_RIVAL, rivals)
+        self._report_all(_MALFORMED, malformed)
+
+    def _report_all(self, name: str, messages: Mapping[str, str]) -> None:
+        rows = [Finding(name, "error", message, key) for key, message in messages.items()]
+        self._findings.replace((name,), rows)
 
     def _earlier(self) -> list[str]:
         names: list[str] = []

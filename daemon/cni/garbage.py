@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 import structlog
 
 from daemon.cni.deletions import Drained
+from daemon.findings import Finding
 from datapath.errors import DatapathError
 from ipam.errors import StoreError
 from ipam.pool import Pool, shortfall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from daemon.cni.attachments import Attachments, Collected
     from daemon.cni.deletions import Deletions
@@ -113,7 +114,7 @@ class Garbage:
             )
         if store.fresh:
             problems = await self._writer.attachment(self._attachments.rebuild)
-            self._findings.replace(_STRANGE_LINKS, "warning", {problem: problem for problem in problems})
+            self._warn(_STRANGE_LINKS, {problem: problem for problem in problems})
         rebuilt = len(store.records) if store.fresh else 0
         drained = await self._drain()
         recovered = Recovered(rebuilt, drained, await self._collect())
@@ -167,11 +168,10 @@ class Garbage:
                 self._metrics.ipam_addresses.labels(usage.pool.text, state).set(getattr(usage, state))
         self._metrics.attachments.set(len(self._ipam.store.records))
         scarce = {usage.pool.text: _scarcity(usage) for usage in usages if usage.used >= SCARCE * usage.size}
-        self._findings.replace(_SCARCE, "warning", scarce)
+        self._warn(_SCARCE, scarce)
         limit = self._max_pods()
-        self._findings.replace(
+        self._warn(
             _TOO_SMALL,
-            "warning",
             {
                 pool.text: f"podCIDR {pool.text} has {pool.size} addresses for pods, and kubelet's "
                 "maxPods is "
@@ -211,9 +211,8 @@ class Garbage:
         for name in collected.orphans:
             log.info("link without an attachment removed", link=name)
         self._metrics.leaks.inc(len(collected.released))
-        self._findings.replace(
+        self._warn(
             _BROKEN,
-            "warning",
             {
                 record.host_link: f"host link {record.host_link} of pod "
                 f"{record.pod_namespace}/{record.pod_name} "
@@ -221,10 +220,13 @@ class Garbage:
                 for record in collected.broken
             },
         )
-        self._findings.replace(
-            _FAILED_COLLECTION, "warning", {problem: problem for problem in collected.problems}
-        )
+        self._warn(_FAILED_COLLECTION, {problem: problem for problem in collected.problems})
         return collected
+
+    def _warn(self, name: str, messages: Mapping[str, str]) -> None:
+        """Make these, by key, all that holds under a name."""
+        rows = [Finding(name, "warning", message, key) for key, message in messages.items()]
+        self._findings.replace((name,), rows)
 
     async def _collect_quietly(self) -> None:
         try:
