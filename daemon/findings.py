@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 Level: TypeAlias = Literal["ok", "warning", "error"]
 _ORDER: dict[Level, int] = {"error": 0, "warning": 1, "ok": 2}
@@ -72,12 +72,17 @@ class Findings:
         for listener in self._listeners:
             listener(finding, False)
 
-    def replace(self, name: str, level: Level, messages: dict[str, str]) -> None:
-        """Make `messages` (by key) all that holds under this name: report these, clear the others."""
-        for _, key in [known for known in self._rows if known[0] == name and known[1] not in messages]:
+    def replace(self, name: str, level: Level, messages: Mapping[str, str]) -> None:
+        """Make `messages` (by key) all that holds under this name: report them, clear the others."""
+        self.replace_all({name}, [Finding(name, level, text, key) for key, text in messages.items()])
+
+    def replace_all(self, names: Collection[str], findings: Iterable[Finding]) -> None:
+        """Make `findings` all that holds under these names: report them, clear the others."""
+        wanted = {(finding.name, finding.key): finding for finding in findings}
+        for name, key in [known for known in self._rows if known[0] in names and known not in wanted]:
             self.clear(name, key=key)
-        for key, message in messages.items():
-            self.report(name, level, message, key=key)
+        for finding in wanted.values():
+            self.report(finding.name, finding.level, finding.message, key=finding.key)
 
     def rows(self) -> tuple[Finding, ...]:
         """What holds now, errors first, then by name and key."""

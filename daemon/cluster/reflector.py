@@ -86,6 +86,7 @@ class Reflector(Generic[Value]):
         self._findings = findings
         self._metrics = metrics
         self._timing = timing or Timing()
+        self._finding = f"Undecodable{table.kind.capitalize()}"
         self._version = ""
         self._delay = 0.0
         self._lost_since: float | None = time.monotonic()
@@ -142,7 +143,7 @@ class Reflector(Generic[Value]):
             query["continue"] = str(token)
             # A page takes the loop tens of milliseconds to parse; others get their turn in between.
             await asyncio.sleep(0)
-        self._findings.replace(f"Undecodable{self._table.kind.capitalize()}", "warning", faulty)
+        self._findings.replace(self._finding, "warning", faulty)
         version = metadata.get("resourceVersion")
         if not isinstance(version, str) or not version:
             raise UnreachableError("protocol", f"the list of {self._resource.path} has no resourceVersion")
@@ -212,15 +213,14 @@ class Reflector(Generic[Value]):
         return ApiError(code if isinstance(code, int) else 500, reason, message)
 
     def _store(self, item: dict[str, object]) -> None:
-        finding = f"Undecodable{self._table.kind.capitalize()}"
         name = ""
         try:
             name = name_of(item)
             value = self._resource.decode(item)
         except DecodeError as error:
-            self._findings.report(finding, "warning", self._fault(name, error), key=name or "?")
+            self._findings.report(self._finding, "warning", self._fault(name, error), key=name or "?")
             return
-        self._findings.clear(finding, key=name)
+        self._findings.clear(self._finding, key=name)
         if self._table.put(name, value):
             self._metrics.objects.labels(self._table.kind).set(len(self._table))
 
@@ -229,7 +229,7 @@ class Reflector(Generic[Value]):
             name = name_of(item)
         except DecodeError:
             return
-        self._findings.clear(f"Undecodable{self._table.kind.capitalize()}", key=name)
+        self._findings.clear(self._finding, key=name)
         self._table.remove(name)
         self._metrics.objects.labels(self._table.kind).set(len(self._table))
 

@@ -1,0 +1,97 @@
+"""Tries what the daemon needs of the kernel, in a network namespace that exists for the trial only.
+
+Doing is the only sure test: modules load on demand, and a distribution's kernel may lack one piece of a
+family. The namespace goes away with the thread that made it, so nothing has to be undone and nothing on the
+machine is touched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from datapath.desired import VxlanLink
+from datapath.errors import DatapathError
+from datapath.netlink.links import VethPair, new_veth, new_vxlan
+from datapath.netlink.transport import Socket
+from datapath.nft.connection import Nft
+from datapath.nft.observe import ObservedRuleset
+from datapath.nft.plan import plan
+from datapath.nft.rules import Ruleset
+from datapath.nft.tables import node_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from datapath.nft.tables import TableOptions
+
+_CLONE_NEWNET = 0x40000000
+_MAC, _PEER_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class MissingFeature:
+    """Something that did not work: what, what it is for, the kernel option, and the error."""
+
+    name: str
+    purpose: str
+    option: str
+    error: str
+
+
+def missing_features(options: TableOptions) -> tuple[MissingFeature, ...]:
+    """Try everything; returns what failed. Takes some tens of milliseconds, so it belongs on a thread."""
+    found: list[MissingFeature] = []
+    thread = threading.Thread(target=_try_all, args=(options, found), name="kernel-probe")
+    thread.start()
+    thread.join()
+    return tuple(found)
+
+
+def _try_all(options: TableOptions, found: list[MissingFeature]) -> None:
+    if _libc.unshare(_CLONE_NEWNET) != 0:
+        error = os.strerror(ctypes.get_errno())
+        found.append(
+            MissingFeature("network namespaces", "pods (or CAP_SYS_ADMIN is missing)", "CONFIG_NET_NS", error)
+        )
+        return
+    trials: tuple[tuple[str, str, str, Callable[[], None]], ...] = (
+        ("veth links", "the interfaces of pods", "CONFIG_VETH", _veth),
+        ("VXLAN links", "pods on other nodes", "CONFIG_VXLAN", _vxlan),
+        (
+            "nftables with sets, conntrack and masquerade",
+            "egress, and the protection of overlay and pods' addresses",
+            "CONFIG_NF_TABLES, CONFIG_NFT_CT, CONFIG_NFT_MASQ, CONFIG_NFT_NAT",
+            lambda: _nftables(options),
+        ),
+    )
+    for name, purpose, option, trial in trials:
+        try:
+            trial()
+        except (DatapathError, OSError) as error:
+            found.append(MissingFeature(name, purpose, option, str(error)))
+
+
+def _veth() -> None:
+    namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with Socket() as route:
+            pair = VethPair("weft-probe", _MAC, "eth0", _PEER_MAC, namespace, 1400)
+            route.batch([new_veth(pair)], "a veth link can't be created")
+    finally:
+        os.close(namespace)
+
+
+def _vxlan() -> None:
+    with Socket() as route:
+        link = VxlanLink("weft.probe", 1, 4789, _MAC, bytes((192, 0, 2, 1)), 1400)
+        route.batch([new_vxlan(link)], "a VXLAN link can't be created")
+
+
+def _nftables(options: TableOptions) -> None:
+    with Nft() as nft:
+        nft.apply(plan(Ruleset(node_tables(options)), ObservedRuleset(0, {})))
