@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable
 
 Level: TypeAlias = Literal["ok", "warning", "error"]
 _ORDER: dict[Level, int] = {"error": 0, "warning": 1, "ok": 2}
@@ -72,11 +72,7 @@ class Findings:
         for listener in self._listeners:
             listener(finding, False)
 
-    def replace(self, name: str, level: Level, messages: Mapping[str, str]) -> None:
-        """Make `messages` (by key) all that holds under this name: report them, clear the others."""
-        self.replace_all({name}, [Finding(name, level, text, key) for key, text in messages.items()])
-
-    def replace_all(self, names: Collection[str], findings: Iterable[Finding]) -> None:
+    def replace(self, names: Collection[str], findings: Iterable[Finding]) -> None:
         """Make `findings` all that holds under these names: report them, clear the others."""
         wanted = {(finding.name, finding.key): finding for finding in findings}
         for name, key in [known for known in self._rows if known[0] in names and known not in wanted]:

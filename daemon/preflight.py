@@ -1,4 +1,4 @@
-"""Checks of what the daemon depends on and can't mend: address plan, pool sizes, kernel, other networks.
+"""Checks of what the daemon depends on and can't mend: address plan, kernel, other networks.
 
 The checks are pure functions from values to findings; the sets of names say what each may report, so that
 what no longer holds is cleared. Owns no reading of the kernel (datapath.surroundings, datapath.probe), no
@@ -15,7 +15,6 @@ from daemon.cluster import decode
 from daemon.cluster.model import Prefix
 from daemon.findings import Finding
 from datapath import text
-from ipam.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -29,14 +28,13 @@ if TYPE_CHECKING:
 OVERLAP = "AddressOverlap"
 DUPLICATE = "DuplicateNodeAddress"
 OUTSIDE = "PodCidrOutsideCluster"
-TOO_SMALL = "PodCidrTooSmall"
 CLUSTER_IP = "ApiServerThroughClusterIP"
 FEATURE = "KernelFeatureMissing"
 LEFTOVER = "OtherNetworkLeftover"
 FORWARD_DROP = "ForwardPolicyDrop"
 FIREWALLD = "FirewalldActive"
 
-CLUSTER_NAMES = frozenset({OVERLAP, DUPLICATE, OUTSIDE, TOO_SMALL, CLUSTER_IP})
+CLUSTER_NAMES = frozenset({OVERLAP, DUPLICATE, OUTSIDE, CLUSTER_IP})
 MACHINE_NAMES = frozenset({LEFTOVER, FORWARD_DROP, FIREWALLD})
 KERNEL_NAMES = frozenset({FEATURE})
 
@@ -205,23 +203,14 @@ def _duplicates(nodes: Mapping[str, Node]) -> Iterator[Finding]:
 def _own_slices(own: Node, config: Config) -> Iterator[Finding]:
     cluster = [decode.prefix(item) for item in config.cluster_cidrs]
     for prefix in own.pod_cidrs:
-        pool = Pool(prefix.address, prefix.length)
-        if own.max_pods > pool.size:
-            yield Finding(
-                TOO_SMALL,
-                "warning",
-                f"kubelet may start {own.max_pods} pods, but {pool.text} has {pool.size} addresses for them: "
-                "the last ones will wait. Lower kubelet's maxPods, or give nodes larger slices "
-                "(kube-controller-manager --node-cidr-mask-size)",
-                pool.text,
-            )
+        shown = text.prefix(*prefix)
         if cluster and not any(contains(each, prefix) for each in cluster):
             yield Finding(
                 OUTSIDE,
                 "warning",
-                f"this node's podCIDR {pool.text} is not in clusterCIDRs {', '.join(config.cluster_cidrs)}: "
+                f"this node's podCIDR {shown} is not in clusterCIDRs {', '.join(config.cluster_cidrs)}: "
                 "other nodes masquerade towards its pods. Complete clusterCIDRs",
-                pool.text,
+                shown,
             )
 
 

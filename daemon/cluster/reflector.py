@@ -20,6 +20,7 @@ import structlog
 from daemon.cluster.connection import ApiError, UnreachableError
 from daemon.cluster.decode import DecodeError
 from daemon.cluster.decode import name as name_of
+from daemon.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -143,7 +144,8 @@ class Reflector(Generic[Value]):
             query["continue"] = str(token)
             # A page takes the loop tens of milliseconds to parse; others get their turn in between.
             await asyncio.sleep(0)
-        self._findings.replace(self._finding, "warning", faulty)
+        name = self._finding
+        self._findings.replace({name}, [Finding(name, "warning", text, key) for key, text in faulty.items()])
         version = metadata.get("resourceVersion")
         if not isinstance(version, str) or not version:
             raise UnreachableError("protocol", f"the list of {self._resource.path} has no resourceVersion")
