@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -59,9 +60,9 @@ class Invocation:
         except UnreachableError as error:
             from ctl.node import NodeState
 
-            with NodeState.open() as state:
-                found = read(state)
-                source = Source("node", error.message, state.age_seconds)
+            state = NodeState(os.path.dirname(os.path.abspath(self.socket)))
+            found = read(state)
+            source = Source("node", error.message, state.age_seconds)
             self._say_source(source)
             return found, source
 
@@ -70,8 +71,8 @@ class Invocation:
             return
         from ctl.render import age
 
-        when = "" if source.age_seconds is None else f", last changed {age(source.age_seconds)} ago"
-        click.echo(f"{source.reason}\nReading the node's state and kernel instead{when}.", err=True)
+        when = "" if source.age_seconds is None else f", last written {age(source.age_seconds)} ago"
+        click.echo(f"{source.reason}\nReading the node's own state instead{when}.", err=True)
 
     def show(self, load: Callable[[], Report]) -> NoReturn:
         """Prints what `load` finds, repeatedly with `--watch`, and ends the process with the exit code."""

@@ -14,13 +14,8 @@ if TYPE_CHECKING:
     from daemon.admin.sources import Difference, Health, Local, Path
     from daemon.cluster.model import Node
     from daemon.findings import Finding
-    from ipam.audit import Fault
-    from ipam.pool import Usage
-    from ipam.record import Record
 
 _LEVELS = {"ok": admin_pb2.LEVEL_OK, "warning": admin_pb2.LEVEL_WARNING, "error": admin_pb2.LEVEL_ERROR}
-_MOST = 2**64 - 1
-"""An IPv6 pool shorter than /64 has more addresses than the messages' numbers can say."""
 
 
 def status(
@@ -46,63 +41,9 @@ def status(
     return answer
 
 
-def attachments(records: Iterable[Record], *, now: float) -> admin_pb2.ListAttachmentsResponse:
-    """Lists attachments; `now` is in seconds of CLOCK_BOOTTIME."""
-    return admin_pb2.ListAttachmentsResponse(attachments=[_attachment(record, now) for record in records])
-
-
-def _attachment(record: Record, now: float) -> admin_pb2.Attachment:
-    return admin_pb2.Attachment(
-        network=record.key.network,
-        container_id=record.key.container_id,
-        ifname=record.key.ifname,
-        netns=record.netns,
-        host_link=record.host_link,
-        mac=text.mac(record.mac),
-        mtu=record.mtu,
-        addresses=[text.address(address) for address in record.addresses],
-        pod_namespace=record.pod_namespace,
-        pod_name=record.pod_name,
-        pod_uid=record.pod_uid,
-        state=record.state.name.lower(),
-        age_seconds=max(0.0, now - record.created),
-    )
-
-
 def pools(local: Local | None) -> tuple[Pool, ...]:
     """Returns this node's pools, in the order of its pod CIDRs."""
     return tuple(Pool(cidr.address, cidr.length) for cidr in local.pod_cidrs) if local is not None else ()
-
-
-def usage(figures: Iterable[Usage]) -> admin_pb2.ShowIpamResponse:
-    """Lists each pool's figures."""
-    return admin_pb2.ShowIpamResponse(
-        pools=[
-            admin_pb2.Pool(
-                cidr=each.pool.text,
-                size=min(each.size, _MOST),
-                used=each.used,
-                cooling=each.cooling,
-                free=min(each.free, _MOST),
-            )
-            for each in figures
-        ]
-    )
-
-
-def leaks(faults: Iterable[Fault]) -> admin_pb2.CheckIpamResponse:
-    """Lists what an audit found, one row for each address."""
-    return admin_pb2.CheckIpamResponse(
-        leaks=[
-            admin_pb2.Leak(
-                address=text.address(address) if address else "",
-                container_id=fault.container_id,
-                reason=fault.reason,
-            )
-            for fault in faults
-            for address in (fault.addresses or (b"",))
-        ]
-    )
 
 
 def node(value: Node, path: Path) -> admin_pb2.Node:

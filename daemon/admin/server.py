@@ -17,6 +17,7 @@ import structlog
 from daemon.admin import answers
 from datapath.errors import DatapathError, NamespaceError
 from datapath.netns import open_namespace
+from ipam import messages
 from ipam.audit import audit
 from ipam.errors import IpamError
 from weft_rpc import admin_pb2
@@ -66,12 +67,12 @@ class AdminService:
 
     async def attachments(self) -> admin_pb2.ListAttachmentsResponse:
         """Lists the pods' interfaces on this node."""
-        return answers.attachments(self._sources.leases.records(), now=boottime())
+        return messages.attachments(self._sources.leases.records(), now=boottime())
 
     async def pools(self) -> admin_pb2.ShowIpamResponse:
         """Lists the address pools."""
         sources = self._sources
-        return answers.usage(sources.leases.usage(answers.pools(sources.local())))
+        return messages.usage(sources.leases.usage(answers.pools(sources.local())))
 
     async def leaks(self) -> admin_pb2.CheckIpamResponse:
         """Looks for leases without a pod and links without a lease.
@@ -85,7 +86,7 @@ class AdminService:
             await asyncio.sleep(_SECOND_LOOK)
             again = {fault.host_link for fault in await self._audit()}
             faults = tuple(fault for fault in faults if fault.host_link in again)
-        return answers.leaks(faults)
+        return messages.leaks(faults)
 
     async def _audit(self) -> tuple[Fault, ...]:
         links = await self._sources.links()
