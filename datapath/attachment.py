@@ -18,6 +18,7 @@ import errno
 import os
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from datapath.desired import LinkAddress, Neighbour, Route
@@ -26,11 +27,11 @@ from datapath.netlink.addresses import new_address
 from datapath.netlink.links import (
     IPV4_ARP_NOTIFY,
     IPV4_FORWARDING,
-    IPV6_ACCEPT_RA,
     LOOPBACK_INDEX,
     VethPair,
     address_family_settings,
     decode_link,
+    decode_pair,
     del_link,
     get_link,
     new_veth,
@@ -134,15 +135,14 @@ def attach(host: Socket, request: AttachRequest) -> Attached:
     started = time.perf_counter()
     namespace = open_namespace(request.netns)
     try:
-        link = _create(host, request, namespace)
+        index, pod_index = _create(host, request, namespace)
         created = time.perf_counter()
         try:
-            host.batch(_host_link_messages(request, link.index), f"link {request.host_link} can't be set up")
-            _wire_pod(request, namespace, link.peer_index)
+            _wire_pod(request, namespace, pod_index)
             wired = time.perf_counter()
-            host.batch(_host_route_messages(request, link.index), f"link {request.host_link} gets no routes")
+            host.batch(_host_messages(request, index), f"link {request.host_link} can't be set up")
         except BaseException:
-            _destroy(host, link.index)
+            _destroy(host, index)
             raise
     except NamespaceError:
         raise
@@ -153,7 +153,7 @@ def attach(host: Socket, request: AttachRequest) -> Attached:
     finally:
         os.close(namespace)
     done = time.perf_counter()
-    return Attached(link.index, link.peer_index, created - started, wired - created, done - wired)
+    return Attached(index, pod_index, created - started, wired - created, done - wired)
 
 
 def detach(host: Socket, attachment: Attachment) -> Detached:
@@ -190,8 +190,8 @@ def host_objects(attachment: Attachment, sources: tuple[Address, ...]) -> tuple[
     return gateways + _routes(link, attachment.addresses, sources)
 
 
-def _create(host: Socket, request: AttachRequest, namespace: int) -> LinkState:
-    """Create the pair; returns the node's end as the kernel echoes it."""
+def _create(host: Socket, request: AttachRequest, namespace: int) -> tuple[int, int]:
+    """Create the pair; returns the indices of both ends."""
     pair = VethPair(request.host_link, request.host_mac, request.ifname, request.mac, namespace, request.mtu)
     action = f"veth {request.host_link} can't be created"
     try:
@@ -201,11 +201,9 @@ def _create(host: Socket, request: AttachRequest, namespace: int) -> LinkState:
             raise
         _clear_way(host, request, namespace)
         replies = host.batch((new_veth(pair),), action)
-    link = decode_link(replies[0].payload)
-    if link.ipv6_setting(IPV6_ACCEPT_RA):
-        # Else a pod's router advertisement gives the node a default route, where accept_ra=2 is the default.
-        _write_setting(f"net/ipv6/conf/{request.host_link}/accept_ra", "0")
-    return link
+    # Else a pod's router advertisement gives the node a default route, where accept_ra=2 is the default.
+    _write_settings(f"net/ipv6/conf/{request.host_link}", accept_ra="0")
+    return decode_pair(replies[0].payload)
 
 
 def _clear_way(host: Socket, request: AttachRequest, namespace: int) -> None:
@@ -245,8 +243,7 @@ def _wire_pod(request: AttachRequest, namespace: int, index: int) -> None:
     with entered(namespace):
         pod = Socket()
         # Before the link goes up: an inherited accept_ra=2 takes a default route from whoever offers one.
-        _write_setting(f"{settings}/accept_ra", "0")
-        _write_setting(f"{settings}/ndisc_notify", "1")
+        _write_settings(settings, accept_ra="0", ndisc_notify="1")
     with pod:
         messages = _pod_messages(request, index)
         action = f"{request.ifname} can't be set up in {request.netns}"
@@ -256,46 +253,42 @@ def _wire_pod(request: AttachRequest, namespace: int, index: int) -> None:
             if error.code != errno.EACCES or not any(len(address) == 16 for address in request.addresses):
                 raise
             with entered(namespace):
-                _write_setting("net/ipv6/conf/all/disable_ipv6", "0")
-                _write_setting(f"{settings}/disable_ipv6", "0")
+                _write_settings("net/ipv6/conf/all", disable_ipv6="0")
+                _write_settings(settings, disable_ipv6="0")
             pod.batch(messages, action)
 
 
-def _host_link_messages(request: AttachRequest, index: int) -> list[Message]:
+def _host_messages(request: AttachRequest, index: int) -> list[Message]:
+    """The neighbours come when both ends are up: an end without carrier drops what is not permanent."""
+    link = request.host_link
     messages = [set_link(index, up=True, alias=request.alias, settings=_HOST_SETTINGS)]
     for address in request.addresses:
-        gateway = LinkAddress(request.host_link, GATEWAYS[len(address)], 8 * len(address))
+        gateway = LinkAddress(link, GATEWAYS[len(address)], 8 * len(address))
         messages.append(new_address(gateway, index, prefix_route=False, link_scope=True))
-    return messages
-
-
-def _host_route_messages(request: AttachRequest, index: int) -> list[Message]:
-    """The neighbours come after both ends are up: an end without carrier drops what is not permanent."""
-    link = request.host_link
-    messages = [
-        learned_neighbour(Neighbour(link, address, request.mac), index) for address in request.addresses
-    ]
+        messages.append(learned_neighbour(Neighbour(link, address, request.mac), index))
     messages += [new_route(route, index) for route in _routes(link, request.addresses, request.sources)]
     return messages
 
 
 def _pod_messages(request: AttachRequest, index: int) -> list[Message]:
     """Addresses, then up, then routes, as these need a link that is up; repeating them all is harmless."""
-    link = request.ifname
-    own = [LinkAddress(link, address, 8 * len(address)) for address in request.addresses]
-    messages = [set_link(LOOPBACK_INDEX, up=True)]
-    messages += [new_address(address, index, prefix_route=False) for address in own]
-    messages.append(set_link(index, up=True, settings=_POD_SETTINGS))
-    for address in request.addresses:
-        size = len(address)
+    up, routes = _pod_frame(index, tuple(map(len, request.addresses)), request.host_mac)
+    own = [LinkAddress("", address, 8 * len(address)) for address in request.addresses]
+    return [up[0], *(new_address(address, index, prefix_route=False) for address in own), up[1], *routes]
+
+
+@lru_cache(maxsize=64)
+def _pod_frame(index: int, sizes: tuple[int, ...], gateway_mac: Mac) -> tuple[list[Message], list[Message]]:
+    """Return what is alike for all pods whose link has the same index, which is nearly every pod."""
+    messages: list[Message] = []
+    for size in sizes:
         gateway = GATEWAYS[size]
         if size == 4:
-            onlink = Route(gateway, 32, link)
-            messages.append(new_route(onlink, index, protocol=PROTOCOL_BOOT))
-        default = Route(_ANYWHERE[size], 0, link, gateway=gateway)
+            messages.append(new_route(Route(gateway, 32, ""), index, protocol=PROTOCOL_BOOT))
+        default = Route(_ANYWHERE[size], 0, "", gateway=gateway)
         messages.append(new_route(default, index, protocol=PROTOCOL_BOOT))
-        messages.append(new_neighbour(Neighbour(link, gateway, request.host_mac), index))
-    return messages
+        messages.append(new_neighbour(Neighbour("", gateway, gateway_mac), index))
+    return [set_link(LOOPBACK_INDEX, up=True), set_link(index, up=True, settings=_POD_SETTINGS)], messages
 
 
 def _routes(link: str, addresses: tuple[Address, ...], sources: tuple[Address, ...]) -> tuple[Route, ...]:
@@ -305,13 +298,18 @@ def _routes(link: str, addresses: tuple[Address, ...], sources: tuple[Address, .
     )
 
 
-def _write_setting(path: str, value: str) -> None:
-    """Write to /proc/sys in the calling thread's namespace; a kernel without IPv6 lacks the file."""
+def _write_settings(directory: str, **settings: str) -> None:
+    """Write to /proc/sys in the calling thread's namespace; a kernel without IPv6 lacks the directory."""
     try:
-        descriptor = os.open(f"/proc/sys/{path}", os.O_WRONLY | os.O_CLOEXEC)
+        place = os.open(f"/proc/sys/{directory}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
-        os.write(descriptor, value.encode())
+        for name, value in settings.items():
+            descriptor = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=place)
+            try:
+                os.write(descriptor, value.encode())
+            finally:
+                os.close(descriptor)
     finally:
-        os.close(descriptor)
+        os.close(place)

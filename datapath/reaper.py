@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 GATHER_SECONDS = 0.05
-"""How long links gather. Runtimes remove the pod's namespace right after DEL, which destroys the veth as well."""
+"""How long links gather. Runtimes remove the pod's namespace right after DEL, and its veth with it."""
 RETRY_SECONDS = 1.0
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from datapath.netlink.attributes import attribute, family_of, integer, parse, u32
+from datapath.netlink.attributes import family_of, integer, parse
 from datapath.netlink.transport import NLM_F_CREATE, NLM_F_REPLACE, Message
 
 if TYPE_CHECKING:
@@ -22,8 +22,11 @@ IFA_F_NOPREFIXROUTE = 0x200
 
 _PUT = NLM_F_CREATE | NLM_F_REPLACE
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_SCOPE_LINK = 253
+_SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _IFADDRMSG = Struct("=BBBBI")
+
+# ifaddrmsg, IFA_LOCAL, IFA_ADDRESS, IFA_FLAGS, by the address's length.
+_ADDRESS = {4: Struct("=BBBBIHH4sHH4sHHI"), 16: Struct("=BBBBIHH16sHH16sHHI")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +52,16 @@ def new_address(
     Without `prefix_route` the kernel adds no route to the address's prefix. With `link_scope` an IPv4
     address is no source for what leaves by another link (an IPv6 address has the scope that it says).
     """
-    packed = address.address
     bits = 0 if prefix_route else IFA_F_NOPREFIXROUTE
-    if len(packed) == 16:
+    if len(address.address) == 16:
         bits |= IFA_F_NODAD
-    payload = _address_payload(address, link_index, _SCOPE_LINK if link_scope else 0) + (
-        u32(_IFA_FLAGS, bits) if bits else b""
-    )
-    return Message(RTM_NEWADDR, flags, payload)
+    scope = _SCOPE_LINK if link_scope else _SCOPE_UNIVERSE
+    return Message(RTM_NEWADDR, flags, _address_payload(address, link_index, scope, bits))
 
 
 def del_address(address: LinkAddress, link_index: int) -> Message:
     """Return the message that removes an address."""
-    return Message(RTM_DELADDR, 0, _address_payload(address, link_index))
+    return Message(RTM_DELADDR, 0, _address_payload(address, link_index, _SCOPE_UNIVERSE, 0))
 
 
 def get_addresses(family: int, link_index: int = 0) -> Message:
@@ -80,10 +80,22 @@ def decode_address(payload: bytes) -> AddressState:
     )
 
 
-def _address_payload(address: LinkAddress, link_index: int, scope: int = 0) -> bytes:
+def _address_payload(address: LinkAddress, link_index: int, scope: int, flags: int) -> bytes:
     packed = address.address
-    return (
-        _IFADDRMSG.pack(family_of(packed), address.length, 0, scope, link_index)
-        + attribute(_IFA_LOCAL, packed)
-        + attribute(_IFA_ADDRESS, packed)
+    size = len(packed)
+    return _ADDRESS[size].pack(
+        family_of(packed),
+        address.length,
+        0,
+        scope,
+        link_index,
+        4 + size,
+        _IFA_LOCAL,
+        packed,
+        4 + size,
+        _IFA_ADDRESS,
+        packed,
+        8,
+        _IFA_FLAGS,
+        flags,
     )

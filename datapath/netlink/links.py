@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING
 
+from datapath.errors import NetlinkFormatError
 from datapath.netlink.attributes import (
     attribute,
     be16,
@@ -161,6 +162,14 @@ def decode_link(payload: bytes) -> LinkState:
         ipv4_settings=_part(families.get(socket.AF_INET, b""), _IFLA_INET_CONF),
         ipv6_settings=_part(families.get(socket.AF_INET6, b""), _IFLA_INET6_CONF),
     )
+
+
+def decode_pair(payload: bytes) -> tuple[int, int]:
+    """Return both indices from the echo of `new_veth`: that of the end here and that of its peer."""
+    for kind, value in items(payload, _IFINFOMSG.size):
+        if kind == _IFLA_LINK:
+            return _IFINFOMSG.unpack_from(payload)[2], integer(value)
+    raise NetlinkFormatError("the echo of a veth names no peer")
 
 
 @dataclass(frozen=True, slots=True)

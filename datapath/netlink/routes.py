@@ -35,6 +35,10 @@ _RTNH_F_ONLINK = 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 6, 7, 15
 _RTMSG = Struct("=BBBBBBBBI")
 
+# The two shapes written by the thousand, by the destination's length: rtmsg, RTA_DST, RTA_OIF and then
+# RTA_GATEWAY (towards a node) or RTA_PREFSRC (towards a pod).
+_LAST = {4: Struct("=BBBBBBBBIHH4sHHIHH4s"), 16: Struct("=BBBBBBBBIHH16sHHIHH16s")}
+
 
 @dataclass(frozen=True, slots=True)
 class RouteState:
@@ -127,20 +131,24 @@ def decode_route(payload: bytes) -> RouteState:
 
 
 def _route_payload(route: Route, link_index: int, protocol: int, scope: int) -> bytes:
+    destination, gateway, source = route.destination, route.gateway, route.source
     flags = _RTNH_F_ONLINK if route.onlink else 0
-    parts = [
-        _RTMSG.pack(
-            family_of(route.destination), route.length, 0, 0, TABLE_MAIN, protocol, scope, route.kind, flags
+    head = (family_of(destination), route.length, 0, 0, TABLE_MAIN, protocol, scope, route.kind, flags)
+    if link_index and route.length and not route.metric and (gateway is None) != (source is None):
+        kind, last = (_RTA_GATEWAY, gateway) if gateway is not None else (_RTA_PREFSRC, source)
+        size = 4 + len(destination)
+        return _LAST[size - 4].pack(
+            *head, size, _RTA_DST, destination, 8, _RTA_OIF, link_index, size, kind, last
         )
-    ]
+    parts = [_RTMSG.pack(*head)]
     if route.length:
-        parts.append(attribute(_RTA_DST, route.destination))
-    if route.gateway is not None:
-        parts.append(attribute(_RTA_GATEWAY, route.gateway))
+        parts.append(attribute(_RTA_DST, destination))
     if link_index:
         parts.append(u32(_RTA_OIF, link_index))
-    if route.source is not None:
-        parts.append(attribute(_RTA_PREFSRC, route.source))
+    if gateway is not None:
+        parts.append(attribute(_RTA_GATEWAY, gateway))
+    if source is not None:
+        parts.append(attribute(_RTA_PREFSRC, source))
     if route.metric:
         parts.append(u32(_RTA_PRIORITY, route.metric))
     return b"".join(parts)

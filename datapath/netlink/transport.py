@@ -44,6 +44,7 @@ NLM_F_APPEND = 0x800
 NLM_F_DUMP = 0x300
 NLM_F_CAPPED = 0x100
 NLM_F_ACK_TLVS = 0x200
+_REQUEST_ACK = NLM_F_REQUEST | NLM_F_ACK
 
 _NLMSG_NOOP = 1
 _NLMSG_ERROR = 2
@@ -63,6 +64,7 @@ _NLMSGERR_ATTR_MISS_TYPE = 5
 
 _HEADER = Struct("=IHHII")
 _INT = Struct("=i")
+_BARE_ACK = Struct("=IHHIIi16x")
 _TIMEVAL = Struct("@ll")
 
 SEND_BYTES = 4 << 20
@@ -118,7 +120,7 @@ class Socket:
             self._socket = _open(protocol, tuple(groups))
         self.port: int = self._socket.getsockname()[0]
         self._sequence = 0
-        self._buffer = bytearray(_BUFFER_BYTES)
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
 
     def __enter__(self) -> Socket:
         return self
@@ -201,6 +203,11 @@ class Socket:
             datagram = self._receive(socket.MSG_DONTWAIT)
             if datagram is None:
                 break
+            if len(datagram) == _BARE_ACK.size:
+                _, kind, _, sequence, _, code = _BARE_ACK.unpack(datagram)
+                if (kind, sequence, code) == (_NLMSG_ERROR, awaited, 0):
+                    answered = True
+                    continue
             for kind, _, sequence, _, payload in _messages(datagram):
                 index = sequence - first
                 if not 0 <= index < len(messages):
@@ -261,7 +268,7 @@ class Socket:
         last = acknowledge if acknowledge >= 0 else len(messages) - 1
         parts: list[bytes] = []
         for index, (kind, flags, payload) in enumerate(messages):
-            bits = flags | NLM_F_REQUEST | NLM_F_ACK if index == last else flags | NLM_F_REQUEST
+            bits = flags | _REQUEST_ACK if index == last else flags | NLM_F_REQUEST
             parts += (_HEADER.pack(16 + len(payload), kind, bits, first + index, 0), payload)
         try:
             self._socket.send(b"".join(parts))
@@ -311,7 +318,7 @@ class Socket:
             raise DatapathError(f"netlink receive failed: {error.strerror}") from error
         if length > len(self._buffer):
             raise NetlinkOverrunError(f"a netlink answer of {length} bytes was cut at {len(self._buffer)}")
-        return bytes(memoryview(self._buffer)[:length])
+        return bytes(self._buffer[:length])
 
 
 def _open(protocol: int, groups: tuple[int, ...]) -> socket.socket:
