@@ -1,1 +1,1 @@
-"""A whole cluster of network namespaces on one machine: real daemons, real shim, real kernel, embedded API server."""
+"""A whole cluster of namespaces on one machine: real daemons, real shim, real kernel, embedded API server."""

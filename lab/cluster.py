@@ -1,7 +1,7 @@
 """A running lab: control plane, API server and nodes as one thing that starts, changes and ends.
 
-Everything runs on the event loop that called `start`; what blocks is done in threads or child processes. Nothing
-survives the process, whatever ends it.
+Everything runs on the event loop that called `start`; what blocks is done in threads or child processes.
+Nothing survives the process, whatever ends it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Cluster:
         self._next_index = 0
 
     async def start(self, progress: Callable[[str], None] = lambda _: None) -> None:
-        """Bring up control plane and nodes; returns when all daemons were started, not when they are ready."""
+        """Bring up control plane and nodes; returns when all daemons are started, not when they are ready."""
         self.options.state.mkdir(parents=True, exist_ok=True)
         progress("underlay and API server")
         await self.underlay.build()

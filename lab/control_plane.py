@@ -42,12 +42,17 @@ class ControlPlane:
     async def _slice_nodes(self) -> None:
         revision = self.storage.revision
         for node in self.storage.list(self._nodes):
-            self._slice(node)
-        async for kind, node, _ in self.storage.watch(self._nodes, revision):
+            self._slice(node["metadata"]["name"])
+        async for kind, node in self.storage.watch(self._nodes, revision):
             if kind != "DELETED":
-                self._slice(node)
+                self._slice(node["metadata"]["name"])
 
-    def _slice(self, node: Object) -> None:
+    def _slice(self, name: str) -> None:
+        """Give the Node its slices, unless it has them by now: events tell of the past."""
+        with contextlib.suppress(ApiError):
+            self._slice_present(self.storage.get(self._nodes, "", name))
+
+    def _slice_present(self, node: Object) -> None:
         if node.get("spec", {}).get("podCIDRs"):
             return
         taken = {
@@ -67,8 +72,7 @@ class ControlPlane:
             item.setdefault("spec", {}).update(podCIDR=slices[0], podCIDRs=slices)
             return item
 
-        with contextlib.suppress(ApiError):
-            self.storage.update(self._nodes, "", node["metadata"]["name"], change)
+        self.storage.update(self._nodes, "", node["metadata"]["name"], change)
 
     async def _schedule_pods(self) -> None:
         """Bind pods without a node, whenever anything changed: pods may come before nodes."""

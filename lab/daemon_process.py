@@ -30,7 +30,8 @@ def default_command() -> list[str]:
 class DaemonProcess:
     """weftd inside a node's namespaces, its output appended to a log file.
 
-    It is killed by the kernel when the lab's process dies (PR_SET_PDEATHSIG), so a lab never leaves a daemon behind.
+    It is killed by the kernel when the lab's process dies (PR_SET_PDEATHSIG), so a lab never leaves a
+    daemon behind.
     """
 
     def __init__(self, command: list[str], log_file: Path) -> None:
@@ -47,7 +48,7 @@ class DaemonProcess:
         return process.pid if process is not None and process.returncode is None else 0
 
     async def start(self, namespaces: Namespaces, *, keep: bool = True) -> None:
-        """Start it; with `keep` it is started again a second after it ends by itself, as a DaemonSet's pod is."""
+        """Start it; with `keep` it is started again when it ends by itself, as a DaemonSet's pod is."""
         if self.pid:
             raise NodeError("the daemon runs already")
         await self._spawn(namespaces)
@@ -57,7 +58,7 @@ class DaemonProcess:
     async def _spawn(self, namespaces: Namespaces) -> None:
         command = namespaces.command("setpriv", "--pdeathsig", "KILL", "--", *self.command)
         environment = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
-        with open(self.log_file, "ab") as output:
+        with open(self.log_file, "ab") as output:  # noqa: ASYNC230 - only opened here, never written
             self._process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env=environment
             )

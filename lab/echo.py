@@ -1,8 +1,8 @@
 """The tiny server in every pod and node, and the probe that asks it: who are you, and whom do you see?
 
-One line of text answers everything: "NAME SOURCE-ADDRESS". Over UDP the answer is padded to the length of the question,
-so that a full-size datagram tests the path both ways. All sockets of the lab live in one process: a socket belongs to
-the network namespace it was made in, wherever it is used.
+One line of text answers everything: "NAME SOURCE-ADDRESS". Over UDP the answer is padded to the length of the
+question, so that a full-size datagram tests the path both ways. All sockets of the lab live in one process: a
+socket belongs to the network namespace it was made in, wherever it is used.
 """
 
 from __future__ import annotations
@@ -43,14 +43,9 @@ def sockets_in(net: int, binds: Iterable[Bind]) -> list[socket.socket]:
 
     def make() -> list[socket.socket]:
         setns(net, CLONE_NEWNET)
-        made: list[socket.socket] = []
-        try:
-            for bind in binds:
-                made.append(_bound(bind))
-        except OSError:
-            for sock in made:
-                sock.close()
-            raise
+        with contextlib.ExitStack() as undo:
+            made = [undo.enter_context(_bound(bind)) for bind in binds]
+            undo.pop_all()
         return made
 
     return apart(make)
@@ -148,7 +143,8 @@ async def ask(net: int, destination: IpAddress, protocol: str, *, port: int = PO
         destination: the server's address.
         protocol: "tcp" or "udp".
         port: the server's port.
-        size: for UDP the length of the whole IP packet both ways, sent with fragmentation forbidden; 0 is small.
+        size: for UDP the length of the whole IP packet both ways, sent with fragmentation forbidden; 0 is
+        small.
     """
     try:
         sock = apart(lambda: _asking(net, destination.version, protocol, exact=size > 0))

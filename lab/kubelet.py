@@ -1,7 +1,7 @@
-"""The part of a kubelet that a network sees: registers the Node, tells whether it is ready, runs and removes its pods.
+"""The part of a kubelet that a network sees: it registers the Node, reports readiness, runs and removes pods.
 
-Reads and writes the storage directly, as it is part of the lab and not what is tested. A pod is a sandbox of the runtime
-with the echo server in it; its containers are not run.
+Reads and writes the storage directly, as it is part of the lab and not what is tested. A pod is a sandbox
+of the runtime with the echo server in it; its containers are not run.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Kubelet:
             revision = self.storage.revision
             for pod in self.storage.list(self._pods, "", selected):
                 self._see(pod, group)
-            async for kind, pod, _ in self.storage.watch(self._pods, revision, "", selected):
+            async for kind, pod in self.storage.watch(self._pods, revision, "", selected):
                 if kind == "DELETED":
                     self._deleted.setdefault(pod["metadata"]["uid"], asyncio.Event()).set()
                 else:
@@ -132,7 +132,7 @@ class Kubelet:
             self._deleted[uid].set()
 
     async def _live(self, pod: Object) -> None:
-        """One pod from its sandbox to its end. Tried again with a new sandbox until it works or is deleted."""
+        """One pod from its sandbox to its end; tried again with new sandboxes until it works."""
         metadata = pod["metadata"]
         deleted = self._deleted[metadata["uid"]]
         attempt = 0
@@ -194,6 +194,7 @@ class Kubelet:
             except LabError as error:
                 log.warning("DEL of lost sandbox %s: %s", sandbox.container_id[:12], error)
                 await asyncio.sleep(wait)
+        return None
 
     def silence(self, uid: str) -> None:
         """Stop the pod's server, whose sockets would keep the namespace alive."""
@@ -201,7 +202,7 @@ class Kubelet:
             server.close()
 
     def lose_power(self) -> list[Sandbox]:
-        """End all pods without any DEL; returns the sandboxes that a real runtime would find in its database."""
+        """End all pods without any DEL; returns the sandboxes that a runtime would find in its database."""
         lost = list(self.sandboxes.values())
         for uid in list(self._servers):
             self.silence(uid)

@@ -1,7 +1,7 @@
-"""What a lab node sees of the file system: its own /run, /etc/cni, /etc/weft, /opt/cni, boot id; the rest is the host's.
+"""What a lab node sees of the file system: /run, /etc/cni, /opt/cni of its own, the rest is the host's.
 
-Owns the mounts inside a node's mount namespace and the directory that is the node's disk. The host's file system gets
-no new mount points: /etc and /opt are replaced by symbolic links to what was there.
+Owns the mounts inside a node's mount namespace and the directory that is the node's disk. The host's file
+system gets no new mount points: /etc and /opt are replaced by symbolic links to what was there.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def boot(host_name: str, disk: Disk) -> Namespaces:
 
 
 def _shadow(directory: str, own: tuple[str, ...]) -> None:
-    """Replace `directory` by one with links to all it held, except that the paths in `own` are new directories."""
+    """Replace `directory` by one with links to all it held, except for new directories at the paths `own`."""
     original = _ORIGINALS + directory
     os.makedirs(original)
     mount(directory, original, flags=MS_BIND | MS_REC)

@@ -1,7 +1,8 @@
-"""Network, mount and UTS namespaces by system call: making, entering, mounting. Knows nothing of nodes or pods.
+"""Network, mount and UTS namespaces by system call: making, entering, mounting. Knows no nodes and no pods.
 
-Nothing here has a name in the file system: namespaces live as long as the descriptors to them, so a lab whose process
-is killed leaves none behind. A thread that changes its namespaces is never used for anything else (see `apart`).
+Nothing here has a name in the file system: namespaces live as long as the descriptors to them, so a lab
+whose process is killed leaves none behind. A thread that changes its namespaces is never used for anything
+else (see `apart`).
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ def _checked(result: int, action: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Give the calling thread namespaces of its own; see unshare(2)."""
+    """Give the calling thread namespaces of its own."""
     _checked(_libc.unshare(ctypes.c_int(flags)), f"unshare({flags:#x})")
 
 
 def setns(descriptor: int, kind: int) -> None:
-    """Move the calling thread into a namespace; see setns(2)."""
+    """Move the calling thread into a namespace."""
     _checked(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(kind)), f"setns({kind:#x})")
 
 
@@ -56,7 +57,7 @@ def set_host_name(name: str) -> None:
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
-    """Mount in the calling thread's mount namespace; see mount(2)."""
+    """Mount in the calling thread's mount namespace."""
     result = _libc.mount(
         source.encode(), target.encode(), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None
     )
@@ -126,7 +127,7 @@ class Namespaces:
         return apart(inside)
 
     def command(self, *arguments: str, net: str = "") -> list[str]:
-        """The command line that runs `arguments` inside them; `net` enters another network namespace by path."""
+        """The command line that runs `arguments` inside; `net` is the path of another network namespace."""
         return enter_command(self.paths(), *arguments, net=net)
 
     def paths(self) -> dict[str, str]:

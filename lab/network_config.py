@@ -1,6 +1,4 @@
-"""Which CNI network a runtime uses and what it hands to each plugin: the rules of containerd and libcni. Pure but for
-reading the directory.
-"""
+"""Which CNI network a runtime uses and what it hands to each plugin: the rules of containerd and libcni."""
 
 from __future__ import annotations
 
@@ -54,11 +52,10 @@ def parse(text: str, file: str, newest: str) -> NetworkConfig:
     """One configuration file; of its cniVersions the highest that the runtime speaks (`newest`) is taken."""
     try:
         config = json.loads(text)
-        if not isinstance(config, dict):
-            raise TypeError("not a JSON object")
         plugins = config.get("plugins", [config])
-        if not plugins or not all(isinstance(plugin.get("type"), str) for plugin in plugins):
-            raise ValueError("each plugin needs a type")
+        if not plugins or not all(plugin["type"] for plugin in plugins):
+            problem = "each plugin needs a type"
+            raise PluginError(f"cni plugin not initialized: {file}: {problem}")
         offered = [config.get("cniVersion", "0.1.0"), *config.get("cniVersions", [])]
         spoken = [version for version in offered if version_key(version) <= version_key(newest)]
         chosen = max(spoken or offered, key=version_key)
@@ -68,7 +65,7 @@ def parse(text: str, file: str, newest: str) -> NetworkConfig:
 
 
 def choose(directory: Path, newest: str = "1.1.0") -> NetworkConfig:
-    """The network that containerd uses: of the first file in order of names; PluginError if that is unusable."""
+    """The network that containerd uses: that of the first file by name; PluginError if it is unusable."""
     names = sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIXES))
     if not names:
         raise PluginError(f"cni plugin not initialized: no network config found in {directory}")

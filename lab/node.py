@@ -1,4 +1,4 @@
-"""One node of the lab: namespaces, disk, daemon, runtime, kubelet, and an echo server on its own addresses."""
+"""One node of the lab: namespaces, disk, daemon, runtime, kubelet, and an echo server on its addresses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Node:
-    """A machine of the cluster. `start` boots it; everything in it can be stopped, killed or lost on its own."""
+    """A machine of the cluster; everything in it can be stopped, killed or lost on its own."""
 
     def __init__(
         self, name: str, index: int, segment: Segment, underlay: Underlay, storage: Storage, options: Options
@@ -83,7 +83,7 @@ class Node:
         await self.power_on(daemon=daemon)
 
     def configure(self, **changes: Any) -> None:
-        """Write the daemon's configuration and credentials; `changes` are weftd.yaml keys over the lab's own."""
+        """Write the daemon's configuration and credentials; `changes` are keys of weftd.yaml."""
         config = {"kubeconfig": KUBECONFIG, "overlay": self.options.overlay, **self.options.config, **changes}
         self.disk.write(DAEMON_CONFIG, yaml.safe_dump(config, sort_keys=False))
         self.disk.write(KUBECONFIG, _kubeconfig(self.underlay.api_url(self.segment)))
@@ -152,14 +152,15 @@ class Node:
     async def reboot(self, *, daemon: bool = True) -> list[Sandbox]:
         """Power off and on.
 
-        The runtime's database survives: its dead sandboxes, which are returned, get a DEL with an empty CNI_NETNS.
+        The runtime's database survives: its dead sandboxes, which are returned, get a DEL with an empty
+        CNI_NETNS.
         """
         lost = await self.power_off()
         await self.power_on(daemon=daemon, lost=lost)
         return lost
 
     async def run(self, *command: str, limit: float = 30.0, net: str = "") -> str:
-        """Run a command inside the node (or in the network namespace at path `net`); NodeError when it fails."""
+        """Run a command in the node, or in the network namespace at path `net`; NodeError when it fails."""
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             *self.namespaces.command(*command, net=net),

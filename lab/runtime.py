@@ -1,7 +1,7 @@
-"""A small container runtime: sandboxes whose network the real plugins set up, called as containerd calls them.
+"""A small container runtime: sandboxes whose network is set up by the real plugins as containerd calls them.
 
-Owns the sandboxes of one node and their network namespaces under /run/netns. Knows nothing of Kubernetes but the names
-that it passes on.
+Owns the sandboxes of one node and their network namespaces under /run/netns. Knows nothing of Kubernetes
+but the names that it passes on.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class Runtime:
         ifname: str,
         previous: dict[str, Any] | None = None,
     ) -> bytes:
-        """Run one plugin inside the node and return its standard output; PluginError with its error object."""
+        """Run one plugin in the node and return its standard output; PluginError with its error object."""
         environment = {"PATH": os.environ.get("PATH", ""), "CNI_COMMAND": command, "CNI_PATH": PLUGINS}
         capabilities: dict[str, Any] = {}
         if sandbox is not None:

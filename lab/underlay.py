@@ -1,4 +1,4 @@
-"""The road under the cluster: a namespace with one bridge per segment, which is router and control plane at once.
+"""The road under the cluster: a namespace with a bridge per segment, router and control plane at once.
 
 Owns the addresses of segments, nodes and the outside world. Only namespaces of the lab carry any of them.
 """
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 IpAddress = IPv4Address | IPv6Address
 IpNetwork = IPv4Network | IPv6Network
 
-OUTSIDE = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8:ffff::1")}
+OUTSIDE: dict[int, IpAddress] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8:ffff::1")}
 """A host outside of the cluster, by address family (documentation prefixes: RFC 5737, RFC 3849)."""
-OUTSIDE_NETWORKS = {4: IPv4Network("192.0.2.0/24"), 6: IPv6Network("2001:db8:ffff::/64")}
+OUTSIDE_NETWORKS: dict[int, IpNetwork] = {
+    4: IPv4Network("192.0.2.0/24"),
+    6: IPv6Network("2001:db8:ffff::/64"),
+}
 API_PORT = 6443
 _FIRST_NODE = 10
 
@@ -105,7 +108,8 @@ class Underlay:
     async def connect(self, node: str, net: str, segment: Segment, index: int, *, routed: bool) -> None:
         """Give the namespace at `net` an eth0 on the segment with the index-th node's addresses.
 
-        With `routed` the node also has routes to the other segments and to the outside world, never a default route.
+        With `routed` the node also has routes to the other segments and to the outside world, never a
+        default route.
         """
         lines = [
             f"link add name {_port(node)} mtu {self.mtu} type veth peer name eth0 mtu {self.mtu} netns {net}",

@@ -1,7 +1,7 @@
-"""What the three kinds of PATCH do to an object: JSON merge (RFC 7386), JSON patch (RFC 6902), strategic merge.
+"""What the kinds of PATCH do to an object: JSON merge (RFC 7386), JSON patch (RFC 6902), strategic merge.
 
-Pure: the given object is not changed. Strategic merge knows the merge keys of the lists that nodes' and pods' statuses
-and specs are made of, not those of the whole API.
+Pure: the given object is not changed. Strategic merge knows the merge keys of the lists that nodes' and
+pods' statuses and specs are made of, not those of the whole API.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The HTTP face of the lab's storage: list, watch, create, update, patch, delete as Kubernetes clients expect them.
+"""The HTTP face of the lab's storage: list, watch and change objects as Kubernetes clients expect it.
 
-Owns the translation between HTTP and `Storage`, and the fault switches that tests and people use to see how a daemon
-bears a sick API server. Speaks plain HTTP and knows no authentication: it listens in the lab's own namespaces only.
+Owns the translation between HTTP and `Storage`, and the fault switches that tests and people use to see how
+a daemon bears a sick API server. Speaks plain HTTP and knows no authentication: it listens in the lab's own
+namespaces only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from aiohttp import web
 
 from lab.api import patches
 from lab.api.selectors import matcher
+from lab.api.watches import Feed
 from lab.errors import ApiError
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from lab.api.resources import Object, Resource
     from lab.api.storage import Storage
 
-_BOOKMARK_SECONDS = 5.0
 _VERSION = {"major": "1", "minor": "34", "gitVersion": "v1.34.0-weft-lab", "platform": "linux/lab"}
 _PATCHES: dict[str, Callable[[Any, Any], Any]] = {
     "application/merge-patch+json": patches.merge,
@@ -44,8 +45,6 @@ class Faults:
     """Answer every request with this HTTP status, such as 500 or 429."""
     hang: bool = False
     """Accept requests and never answer."""
-    bookmarks: bool = True
-    """Send bookmarks to watchers that ask for them."""
     requests: dict[str, int] = field(default_factory=dict)
     """Not a fault but its measure: how many requests came, by "VERB plural"."""
 
@@ -63,8 +62,8 @@ class Target:
 class ApiServer:
     """Serves one storage on any number of sockets.
 
-    TCP sockets, which the nodes use, can be cut off and brought back (`stop`, `start`); the fault switches act on them
-    alone, so that the lab itself always reaches its cluster through its unix socket.
+    TCP sockets, which the nodes use, can be cut off and brought back (`stop`, `start`); the fault switches
+    act on them alone, so that the lab itself always reaches its cluster through its unix socket.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -72,6 +71,11 @@ class ApiServer:
         self.faults = Faults()
         self._runners: dict[bool, web.AppRunner] = {}
         self._watches: set[asyncio.Task[None]] = set()
+
+    @property
+    def serving(self) -> bool:
+        """Whether the nodes can connect."""
+        return True in self._runners
 
     async def start(self, sock: socket.socket, *, faulty: bool = True) -> None:
         """Serve on a bound socket; `faulty` sockets obey the fault switches."""
@@ -171,7 +175,10 @@ class ApiServer:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         await response.prepare(request)
-        task = asyncio.create_task(self._feed(response, target, dict(request.query)))
+        query = dict(request.query)
+        selected = matcher(query.get("labelSelector", ""), query.get("fieldSelector", ""))
+        feed = Feed(self.storage, target.resource, target.namespace, selected, response.write)
+        task = asyncio.create_task(feed.run(query, _revision(query)))
         self._watches.add(task)
         task.add_done_callback(self._watches.discard)
         try:
@@ -183,58 +190,6 @@ class ApiServer:
             if request.transport is not None:
                 request.transport.abort()
         return response
-
-    async def _feed(self, response: web.StreamResponse, target: Target, query: dict[str, str]) -> None:
-        """Write the events of one watch until its time is over, the client goes, or its revision is too old."""
-        selected = matcher(query.get("labelSelector", ""), query.get("fieldSelector", ""))
-        told = _revision(query)
-
-        async def send(kind: str, item: Object) -> None:
-            await response.write(json.dumps({"type": kind, "object": item}).encode() + b"\n")
-
-        async def bookmark(annotations: dict[str, str]) -> None:
-            metadata: Object = {"resourceVersion": str(told), "creationTimestamp": None}
-            if annotations:
-                metadata["annotations"] = annotations
-            resource = target.resource
-            item = {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}
-            await send("BOOKMARK", item)
-
-        async def events() -> None:
-            nonlocal told
-            stream = self.storage.watch(target.resource, told, target.namespace, selected, strict=True)
-            async for kind, item, revision in stream:
-                await send(kind, item)
-                told = max(told, revision)
-
-        async def bookmarks() -> None:
-            nonlocal told
-            while True:
-                await asyncio.sleep(_BOOKMARK_SECONDS)
-                if self.faults.bookmarks:
-                    told = self.storage.revision
-                    await bookmark({})
-
-        try:
-            if told == 0 or query.get("sendInitialEvents") == "true":
-                told = self.storage.revision
-                for item in self.storage.list(target.resource, target.namespace, selected):
-                    await send("ADDED", item)
-                if query.get("sendInitialEvents") == "true":
-                    await bookmark({"k8s.io/initial-events-end": "true"})
-            async with (
-                asyncio.timeout(float(query.get("timeoutSeconds") or 1800)),
-                asyncio.TaskGroup() as group,
-            ):
-                group.create_task(events())
-                if query.get("allowWatchBookmarks") in ("1", "true"):
-                    group.create_task(bookmarks())
-        except* ApiError as errors:
-            for error in errors.exceptions:
-                assert isinstance(error, ApiError)
-                await send("ERROR", error.status())
-        except* (TimeoutError, ConnectionError):
-            pass
 
 
 def _decode(body: bytes) -> Any:

@@ -1,13 +1,14 @@
 """The objects of the lab's cluster: one revision counter, bounded history, watches that read from it.
 
-Owns every object; knows nothing of HTTP. Everything runs on one event loop and nothing here awaits between reading and
-writing, so each change is atomic. Objects handed out are shared: callers must not change them.
+Owns every object; knows nothing of HTTP. Everything runs on one event loop and nothing here awaits between
+reading and writing, so each change is atomic. Objects handed out are shared: callers must not change them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import uuid
 from collections import deque
 from datetime import UTC, datetime
@@ -75,29 +76,27 @@ class Storage:
         if revision < self._forgotten or revision > self.revision:
             raise ApiError.gone(f"too old resource version: {revision} ({self._forgotten + 1})")
 
-    async def watch(
-        self,
-        resource: Resource,
-        revision: int,
-        namespace: str = "",
-        matches: Matcher = everything,
-        *,
-        strict: bool = False,
-    ) -> AsyncIterator[tuple[str, Object, int]]:
-        """Changes after `revision` as (type, object, revision), as a watcher with that selector sees them.
+    def changes(
+        self, resource: Resource, revision: int, namespace: str = "", matches: Matcher = everything
+    ) -> tuple[tuple[tuple[str, Object], ...], int]:
+        """What happened after `revision` as (type, object) for such a watcher, and the revision now."""
+        recent = itertools.takewhile(lambda change: change.revision > revision, reversed(self._history))
+        told = tuple(
+            seen
+            for change in reversed(tuple(recent))
+            if change.resource == resource and (seen := _as_seen(change, namespace, matches)) is not None
+        )
+        return told, self.revision
 
-        A `strict` watch raises ApiError 410 when the history was forgotten; the lab's own parts go on.
-        """
+    async def watch(
+        self, resource: Resource, revision: int, namespace: str = "", matches: Matcher = everything
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """Changes after `revision` for the lab's own parts: never too old, whatever was forgotten."""
         while True:
-            if strict:
-                self.check_revision(revision)
-            changed = self._changed
-            for change in [entry for entry in self._history if entry.revision > revision]:
-                if change.resource == resource and (told := _as_seen(change, namespace, matches)) is not None:
-                    yield (*told, change.revision)
-                revision = change.revision
-            if changed is self._changed:
-                await changed.wait()
+            told, revision = self.changes(resource, revision, namespace, matches)
+            for kind, item in told:
+                yield kind, item
+            await self.beyond(revision)
 
     async def beyond(self, revision: int) -> None:
         """Wait until something changes after `revision`."""
@@ -160,7 +159,7 @@ class Storage:
         return self._commit(resource, (namespace, name), before, after)
 
     def delete(self, resource: Resource, namespace: str, name: str, *, grace: int | None = None) -> Object:
-        """Delete an object. A pod on a node is only marked, unless `grace` is 0: its kubelet deletes it for good."""
+        """Delete an object. A pod on a node is only marked unless `grace` is 0: its kubelet deletes it."""
         before = self.get(resource, namespace, name)
         if resource.kind == "Pod" and grace != 0 and before.get("spec", {}).get("nodeName"):
             if "deletionTimestamp" in before["metadata"]:
@@ -173,7 +172,7 @@ class Storage:
         return before
 
     def forget(self) -> None:
-        """Lose the history, as after an etcd compaction: every older resourceVersion is too old from now on."""
+        """Lose the history, as after an etcd compaction: every older resourceVersion is too old now."""
         self.revision += 1
         self._forgotten = self.revision
         self._notify()
@@ -201,7 +200,7 @@ class Storage:
 
 
 def _as_seen(change: Change, namespace: str, matches: Matcher) -> tuple[str, Object] | None:
-    """How a watcher with this selector is told of a change: leaving the selection looks like a deletion to it."""
+    """How a watcher with this selector is told of a change: leaving the selection is a deletion to it."""
 
     def seen(item: Object | None) -> bool:
         return item is not None and namespace in ("", item["metadata"].get("namespace", "")) and matches(item)
