@@ -6,11 +6,13 @@ are decoded, to the form of `datapath.nft.elements`. Nothing is ever read throug
 
 from __future__ import annotations
 
+import struct
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from datapath.errors import NetlinkDumpInterruptedError, NetlinkError
-from datapath.netlink.attributes import big_endian, integer, items, parse, string, text
+from datapath.netlink.attributes import big_endian, items, parse, string, text
 from datapath.netlink.nfnetlink import HEADER_BYTES, header, nft_kind, read_generation
 from datapath.netlink.transport import Message
 from datapath.nft import encode
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 _ATTEMPTS = 8
 _NO_ENTRY = 2
 _HEAD = 4
+_LENGTH = struct.Struct("=H")
+_RESIZED_ELEMENTS = 512
+"""Hash sets below this are resized too quickly to be caught at it."""
+_RESIZE_SECONDS = 0.005
 
 
 class ObservedRule(NamedTuple):
@@ -133,41 +139,72 @@ def _table(socket: Socket, key: tuple[int, str], user_data: bytes) -> ObservedTa
 
 
 def _elements(socket: Socket, key: SetKey, declaration: Mapping[int, bytes]) -> Mapping[bytes, bytes] | None:
+    """Return a set's elements, read again while the kernel's listing can't be complete.
+
+    A hash set that is just being resized lists some elements twice and others not at all.
+    """
+    flags = big_endian(declaration.get(encode.SET_FLAGS, b""))
+    if flags & encode.SET_INTERVAL:
+        found = _list(socket, key)
+        if flags & encode.SET_CONCAT:
+            return {each: data for each, data, _ in found}
+        return _ranges(found)
+    counted = declaration.get(encode.SET_COUNT)
+    expected = None if counted is None else big_endian(counted)
+    elements = {each: data for each, data, _ in _list(socket, key)}
+    for _ in range(_ATTEMPTS):
+        if len(elements) == expected or (expected is None and len(elements) < _RESIZED_ELEMENTS):
+            break
+        time.sleep(_RESIZE_SECONDS)
+        before, elements = elements, {each: data for each, data, _ in _list(socket, key)}
+        # Kernels before 6.16 don't count for us: two equal readings are taken as complete.
+        if expected is None and elements == before:
+            break
+    return elements
+
+
+def _list(socket: Socket, key: SetKey) -> list[tuple[bytes, bytes, int]]:
+    """Return key (with the last key of a concatenated range), data and flags of each element listed."""
     family, table, name = key
     target = string(encode.ELEMENTS_TABLE, table) + string(encode.ELEMENTS_SET, name)
-    flags = big_endian(declaration.get(encode.SET_FLAGS, b""))
     found: list[tuple[bytes, bytes, int]] = []
     for payload in _dump(socket, encode.GETSETELEM, family, target):
         listed = parse(payload, HEADER_BYTES).get(encode.ELEMENTS_LIST)
         if listed is not None:
             found += _items(listed)
-    if flags & encode.SET_INTERVAL and not flags & encode.SET_CONCAT:
-        return _ranges(found)
-    return {key: data for key, data, _ in found}
+    return found
+
+
+class _Form(NamedTuple):
+    """What elements of one length have in common: all but the key."""
+
+    head: bytes
+    tail: bytes
+    flags: int
 
 
 def _items(listed: bytes) -> Iterator[tuple[bytes, bytes, int]]:
-    """Yield key (with the last key of a concatenated range), data and flags of each element."""
-    # Elements of one set mostly differ in their key alone: then everything else is read once.
-    head, key_bytes = b"", 0
+    # Elements of a set without data differ in their keys alone, so one is parsed and the others are compared.
+    forms: dict[int, _Form] = {}
     offset, end = 0, len(listed)
     while offset + _HEAD <= end:
-        length = integer(listed[offset : offset + 2])
+        (length,) = _LENGTH.unpack_from(listed, offset)
         item = listed[offset + _HEAD : offset + length]
         offset += (length + 3) & ~3
-        if head and len(item) == len(head) + key_bytes and item.startswith(head):
-            yield item[len(head) :], b"", 0
+        form = forms.get(length)
+        if form is not None and item.startswith(form.head) and item.endswith(form.tail):
+            yield item[len(form.head) : len(item) - len(form.tail)], b"", form.flags
             continue
         attributes = parse(item)
         value = parse(attributes[encode.ELEMENT_KEY])[encode.DATA_VALUE]
         key = value + bytes(-len(value) % 4)
         if encode.ELEMENT_KEY_END in attributes:
             key += parse(attributes[encode.ELEMENT_KEY_END])[encode.DATA_VALUE]
-        data = _data(attributes.get(encode.ELEMENT_DATA))
         flags = big_endian(attributes.get(encode.ELEMENT_FLAGS, b""))
-        if len(attributes) == 1 and len(value) % 4 == 0:
-            head, key_bytes = item[: len(item) - len(value)], len(value)
-        yield key, data, flags
+        if attributes.keys() <= {encode.ELEMENT_KEY, encode.ELEMENT_FLAGS} and len(value) % 4 == 0:
+            # The key comes first, behind its own header and that of the value in it.
+            forms[length] = _Form(item[: 2 * _HEAD], item[2 * _HEAD + len(value) :], flags)
+        yield key, _data(attributes.get(encode.ELEMENT_DATA)), flags
 
 
 def _data(encoded: bytes | None) -> bytes:
