@@ -16,7 +16,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=CI,PATH)
 
 help:
 	@echo "make demo    a cluster of network namespaces with real daemons, and its connectivity matrix"
-	@echo "make test    lint, unit, property and functional tests"
+	@echo "make test    lint, unit, property and functional tests (make lint, unit, functional: one of them)"
 	@echo "make e2e     the tests on a real Kubernetes cluster (builds Kubernetes the first time)"
 	@echo "make soak    the long-running counts        make bench   measurements against floor and peers"
 
@@ -54,6 +54,12 @@ demo: install shim
 
 test: install shim lint
 	$(AS_ROOT) $(BIN)/pytest -m "not soak and not e2e"
+
+unit: install shim
+	$(BIN)/pytest -m "not root and not soak and not e2e" tests/unit tests/property
+
+functional: install shim
+	$(AS_ROOT) $(BIN)/pytest -m "not soak and not e2e" tests/functional
 
 e2e: install shim
 	.ci/install-packages e2e
