@@ -202,7 +202,7 @@ def _create(host: Socket, request: AttachRequest, namespace: int) -> tuple[int, 
         _clear_way(host, request, namespace)
         replies = host.batch((new_veth(pair),), action)
     # Else a pod's router advertisement gives the node a default route, where accept_ra=2 is the default.
-    _write_settings(f"net/ipv6/conf/{request.host_link}", accept_ra="0")
+    _write_setting(f"net/ipv6/conf/{request.host_link}/accept_ra", "0")
     return decode_pair(replies[0].payload)
 
 
@@ -241,9 +241,10 @@ def _wire_pod(request: AttachRequest, namespace: int, index: int) -> None:
     """Set up the pod's end. IPv6 is switched on if an IPv6 address asks for it."""
     settings = f"net/ipv6/conf/{request.ifname}"
     with entered(namespace):
-        pod = Socket()
+        pod = Socket(bulk=False)
         # Before the link goes up: an inherited accept_ra=2 takes a default route from whoever offers one.
-        _write_settings(settings, accept_ra="0", ndisc_notify="1")
+        _write_setting(f"{settings}/accept_ra", "0")
+        _write_setting(f"{settings}/ndisc_notify", "1")
     with pod:
         messages = _pod_messages(request, index)
         action = f"{request.ifname} can't be set up in {request.netns}"
@@ -253,8 +254,8 @@ def _wire_pod(request: AttachRequest, namespace: int, index: int) -> None:
             if error.code != errno.EACCES or not any(len(address) == 16 for address in request.addresses):
                 raise
             with entered(namespace):
-                _write_settings("net/ipv6/conf/all", disable_ipv6="0")
-                _write_settings(settings, disable_ipv6="0")
+                _write_setting("net/ipv6/conf/all/disable_ipv6", "0")
+                _write_setting(f"{settings}/disable_ipv6", "0")
             pod.batch(messages, action)
 
 
@@ -298,18 +299,13 @@ def _routes(link: str, addresses: tuple[Address, ...], sources: tuple[Address, .
     )
 
 
-def _write_settings(directory: str, **settings: str) -> None:
-    """Write to /proc/sys in the calling thread's namespace; a kernel without IPv6 lacks the directory."""
+def _write_setting(path: str, value: str) -> None:
+    """Write to /proc/sys in the calling thread's namespace; a kernel without IPv6 lacks the file."""
     try:
-        place = os.open(f"/proc/sys/{directory}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(f"/proc/sys/{path}", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
-        for name, value in settings.items():
-            descriptor = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=place)
-            try:
-                os.write(descriptor, value.encode())
-            finally:
-                os.close(descriptor)
+        os.write(descriptor, value.encode())
     finally:
-        os.close(place)
+        os.close(descriptor)

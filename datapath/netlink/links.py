@@ -73,6 +73,7 @@ IPV6_DISABLE = 26
 
 _IFINFOMSG = Struct("=BxHiII")
 _S32 = Struct("=i")
+_INTEGER = Struct("=HHI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +167,13 @@ def decode_link(payload: bytes) -> LinkState:
 
 def decode_pair(payload: bytes) -> tuple[int, int]:
     """Return both indices from the echo of `new_veth`: that of the end here and that of its peer."""
-    for kind, value in items(payload, _IFINFOMSG.size):
-        if kind == _IFLA_LINK:
-            return _IFINFOMSG.unpack_from(payload)[2], integer(value)
+    # In place: the echo has some thirty attributes, and this is on the path of every ADD.
+    offset, end = _IFINFOMSG.size, len(payload)
+    while offset + _INTEGER.size <= end:
+        length, kind, value = _INTEGER.unpack_from(payload, offset)
+        if kind == _IFLA_LINK and length == _INTEGER.size:
+            return _IFINFOMSG.unpack_from(payload)[2], value
+        offset += max(length + 3 & ~3, 4)
     raise NetlinkFormatError("the echo of a veth names no peer")
 
 

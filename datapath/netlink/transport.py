@@ -111,13 +111,19 @@ class Socket:
         protocol: NETLINK_ROUTE or NETLINK_NETFILTER.
         namespace: descriptor of the network namespace to create the socket in; None is the calling thread's.
         groups: multicast groups to join (RTNLGRP_*, NFNLGRP_*), read with `receive`.
+        bulk: whether it needs large buffers; a socket that lives for one pod's dozen messages does not.
     """
 
     def __init__(
-        self, protocol: int = NETLINK_ROUTE, *, namespace: int | None = None, groups: Iterable[int] = ()
+        self,
+        protocol: int = NETLINK_ROUTE,
+        *,
+        namespace: int | None = None,
+        groups: Iterable[int] = (),
+        bulk: bool = True,
     ) -> None:
         with nullcontext() if namespace is None else entered(namespace):
-            self._socket = _open(protocol, tuple(groups))
+            self._socket = _open(protocol, tuple(groups), bulk=bulk)
         self.port: int = self._socket.getsockname()[0]
         self._sequence = 0
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
@@ -321,21 +327,14 @@ class Socket:
         return bytes(self._buffer[:length])
 
 
-def _open(protocol: int, groups: tuple[int, ...]) -> socket.socket:
+def _open(protocol: int, groups: tuple[int, ...], *, bulk: bool) -> socket.socket:
     try:
         opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     except OSError as error:
         raise DatapathError(f"a netlink socket can't be opened: {error.strerror}") from error
     try:
-        # _FORCE needs CAP_NET_ADMIN in the first user namespace; else the plain option gives what it may.
-        for forced, plain, size in (
-            (_SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BYTES),
-            (_SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BYTES),
-        ):
-            try:
-                opened.setsockopt(socket.SOL_SOCKET, forced, size)
-            except PermissionError:
-                opened.setsockopt(socket.SOL_SOCKET, plain, size)
+        if bulk:
+            _enlarge(opened)
         seconds, fraction = divmod(ANSWER_SECONDS, 1)
         timeout = _TIMEVAL.pack(int(seconds), int(fraction * 1_000_000))
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
@@ -353,6 +352,18 @@ def _open(protocol: int, groups: tuple[int, ...]) -> socket.socket:
         opened.close()
         raise
     return opened
+
+
+def _enlarge(opened: socket.socket) -> None:
+    # _FORCE needs CAP_NET_ADMIN in the first user namespace; else the plain option gives what it may.
+    for forced, plain, size in (
+        (_SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BYTES),
+        (_SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BYTES),
+    ):
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, forced, size)
+        except PermissionError:
+            opened.setsockopt(socket.SOL_SOCKET, plain, size)
 
 
 def _chunks(messages: Sequence[Message]) -> Iterator[tuple[int, Sequence[Message]]]:
