@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from datapath.desired import LinkAddress, Neighbour, Route
+from datapath.desired import LinkAddress, Neighbour, PodLink, Route
 from datapath.errors import AttachError, DatapathError, InterfaceExistsError, NamespaceError, NetlinkError
 from datapath.netlink.addresses import new_address
 from datapath.netlink.links import (
@@ -187,7 +187,7 @@ def host_objects(attachment: Attachment, sources: tuple[Address, ...]) -> tuple[
     gateways = tuple(
         LinkAddress(link, GATEWAYS[len(address)], 8 * len(address)) for address in attachment.addresses
     )
-    return gateways + _routes(link, attachment.addresses, sources)
+    return (PodLink(link), *gateways, *_routes(link, attachment.addresses, sources))
 
 
 def _create(host: Socket, request: AttachRequest, namespace: int) -> tuple[int, int]:

@@ -94,9 +94,10 @@ def del_route(route: Route, link_index: int = 0, *, protocol: int = ROUTE_PROTOC
     return Message(RTM_DELROUTE, 0, _route_payload(route, link_index, protocol, _SCOPE_NOWHERE))
 
 
-def get_routes(family: int, *, protocol: int = 0) -> Message:
-    """Return the dump of one family's routes, filtered by protocol in the kernel unless it is 0."""
-    return Message(RTM_GETROUTE, 0, _RTMSG.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0))
+def get_routes(family: int, *, protocol: int = 0, link_index: int = 0) -> Message:
+    """Return the dump of one family's routes; the kernel filters by what is not 0."""
+    wanted = u32(_RTA_OIF, link_index) if link_index else b""
+    return Message(RTM_GETROUTE, 0, _RTMSG.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0) + wanted)
 
 
 def get_route(destination: Address) -> Message:
