@@ -80,24 +80,25 @@ class Allocator:
         if key in self.store.records:
             raise DuplicateError(f"attachment {key} is recorded already")
         now = self.store.clock()
-        chosen = [self._choose(family, now) for family in _by_family(pools)]
+        addresses = tuple(self._choose(family, now) for family in _by_family(pools))
         record = Record(
             key=key,
             netns=netns,
             host_link=host_link,
             mac=mac,
             mtu=mtu,
-            addresses=tuple(address for _, address in chosen),
+            addresses=addresses,
             pod_namespace=pod[0],
             pod_name=pod[1],
             pod_uid=pod[2],
             created=now / _SECOND,
         )
         self.store.insert(record)
-        for pool, address in chosen:
-            queue = self._queues[pool]
-            queue.waiting.pop(address, None)
-            queue.cursor = max(queue.cursor, pool.offset(address) + 1)
+        for pool, queue in self._queues.items():
+            for address in record.addresses:
+                if pool.hands_out(address):
+                    queue.waiting.pop(address, None)
+                    queue.cursor = max(queue.cursor, pool.offset(address) + 1)
         return record
 
     def confirm(self, key: AttachmentKey) -> Record:
@@ -164,7 +165,7 @@ class Allocator:
         )
         return Usage(pool, pool.size, used, cooling)
 
-    def _choose(self, pools: Sequence[Pool], now: int) -> tuple[Pool, bytes]:
+    def _choose(self, pools: Sequence[Pool], now: int) -> bytes:
         for pool in pools:
             queue = self._queue(pool)
             first = next(iter(queue.waiting), None)
@@ -176,7 +177,7 @@ class Allocator:
                 cooldown=self._cooldown,
             )
             if address is not None:
-                return pool, address
+                return address
         full = self._usage(pools[-1])
         raise ExhaustedError(full.pool.text, size=full.size, used=full.used, cooling=full.cooling)
 

@@ -46,6 +46,11 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {}
 """Statements that bring a database of the given version to the next; one transaction runs all that are
 needed."""
 
+_TRANSIENT = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL}
+)
+"""Failures that say nothing against the file."""
+
 _INSERT = "INSERT INTO attachments VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _STATE = "UPDATE attachments SET state=? WHERE network=? AND container_id=? AND ifname=?"
 _DELETE = "DELETE FROM attachments WHERE network=? AND container_id=? AND ifname=?"
@@ -85,6 +90,7 @@ class Store:
         self.path = path
         self.clock = clock
         self.aside = ""
+        self._closed = False
         self._boot = boot_id() if boot is None else boot
         self._lock = threading.Lock()
         self.records: dict[AttachmentKey, Record] = {}
@@ -165,6 +171,7 @@ class Store:
     def close(self) -> None:
         """Close the file; the store can't be used afterwards."""
         with self._lock:
+            self._closed = True
             self._database.close()
 
     def _known(self, key: AttachmentKey) -> Record:
@@ -175,19 +182,24 @@ class Store:
 
     def _write(self, statements: Sequence[Statement]) -> None:
         with self._lock:
+            if self._closed:
+                raise StoreError(f"{self.path} is closed")
             try:
                 self._transaction(statements)
             except sqlite3.IntegrityError as error:
                 raise DuplicateError(f"{self.path} refuses a second holder: {error}") from error
             except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.ProgrammingError):
-                    raise StoreError(f"{self.path} is closed") from error
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in _TRANSIENT:
+                    raise StoreError(f"{self.path} can't be written: {error}; is its disk full?") from error
                 # Memory holds every committed row: a damaged or removed file costs nothing but this.
                 self._rewrite()
-                try:
-                    self._transaction(statements)
-                except sqlite3.Error as again:
-                    raise StoreError(f"{self.path} can't be written: {again}") from again
+                self._again(statements)
+
+    def _again(self, statements: Sequence[Statement]) -> None:
+        try:
+            self._transaction(statements)
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path} can't be written: {error}") from error
 
     def _transaction(self, statements: Sequence[Statement]) -> None:
         database = self._database

@@ -23,7 +23,7 @@ from ipam.errors import AliasError, IpamError
 from ipam.record import Record, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from datapath.attachment import Attached
     from datapath.desired import Address
@@ -121,8 +121,10 @@ class Collected:
 class Attachments:
     """All attachments of this node."""
 
-    def __init__(self, ipam: Allocator) -> None:
+    def __init__(self, ipam: Allocator, *, lives: Callable[[str], bool] | None = None) -> None:
+        """Make it; `lives` says whether there is a network namespace at a path (tests have their own)."""
         self.ipam = ipam
+        self._lives = lives or is_namespace
 
     def add(self, kernel: Kernel, request: Request) -> Added:
         """Attach a pod.
@@ -295,7 +297,7 @@ class Attachments:
             return "its DEL was interrupted"
         if record.host_link in links:
             return ""
-        return _BROKEN if is_namespace(record.netns) else "its network namespace is gone"
+        return _BROKEN if self._lives(record.netns) else "its network namespace is gone"
 
     def _make_way(self, kernel: Kernel, known: Record) -> None:
         """Clear a key for its repeated ADD: what an interrupted one left, or what died with its sandbox."""
