@@ -96,6 +96,6 @@ _Noreturn void loopback(const char *command, struct slice config)
 	if (state < 0)
 		fail(CNI_IO_FAILURE, "cannot read the state of " LINK " in the sandbox", strerror(-state));
 	if (state == 0)
-		fail(WEFT_FAULT + 1, LINK " is down in the sandbox", environment("CNI_NETNS"));
+		fail(WEFT_FAULTY_ATTACHMENT, LINK " is down in the sandbox", environment("CNI_NETNS"));
 	finish("", 0, 0);
 }

@@ -76,7 +76,7 @@ bool decode_response(struct slice bytes, struct response *response)
 		uint64_t tag, value;
 		size_t skipped = 0;
 
-		if (!read_varint(&bytes, &tag) || tag >> 3 == 0)
+		if (!read_varint(&bytes, &tag) || tag > UINT32_MAX || tag >> 3 == 0)
 			return false;
 		switch (tag & 7) {
 		case VARINT:

@@ -17,7 +17,7 @@
 #define RESPONSE_LIMIT ((size_t)8 << 20) /* bytes of an answer: far beyond any CNI result */
 #define TOMBSTONE_LIMIT 4096
 
-/* Codes of the CNI specification, and ours from 100. */
+/* Codes of the CNI specification, and ours from 100: the same as in daemon/cni/errors.py. */
 enum {
 	CNI_INCOMPATIBLE_VERSION = 1,
 	CNI_INVALID_ENVIRONMENT = 4,
@@ -27,6 +27,7 @@ enum {
 	CNI_TRY_AGAIN_LATER = 11,
 	CNI_NOT_AVAILABLE = 50,
 	WEFT_FAULT = 100,
+	WEFT_FAULTY_ATTACHMENT = 106,
 };
 
 /* buffer.c */

@@ -1,0 +1,209 @@
+"""The whole cluster: comes up from nothing in seconds, goes away completely, and cleans up after runs that were killed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.e2e.cluster import build, network
+from tests.e2e.cluster.control import URL, ControlPlane
+from tests.e2e.cluster.node import Node
+from tests.e2e.cluster.processes import ClusterError, run, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tests.e2e.cluster.api import Api, Object
+
+DIRECTORY = build.CACHE / "run"
+PODS = "/api/v1/namespaces/default/pods"
+WEFT_USER = "weft"
+
+# What the daemon may do: the least it needs.
+WEFT_RULES = [
+    {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": ["networking.k8s.io"], "resources": ["servicecidrs"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
+    {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+]
+
+
+def condition(object_: Object, name: str) -> Object:
+    """A condition of a node or a pod, empty if it has none of that name."""
+    found: list[Object] = [c for c in object_.get("status", {}).get("conditions", []) if c["type"] == name]
+    return found[0] if found else {}
+
+
+def is_ready(object_: Object) -> bool:
+    return condition(object_, "Ready").get("status") == "True"
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A running pod."""
+
+    name: str
+    node: str
+    addresses: tuple[str, ...]
+
+    @property
+    def v4(self) -> str:
+        return next(address for address in self.addresses if ":" not in address)
+
+    @property
+    def v6(self) -> str:
+        return next(address for address in self.addresses if ":" in address)
+
+
+def pod_manifest(name: str, node: str | None = None, *, serve: bool = False, **metadata: Any) -> Object:
+    """A pod of the tests' image; one that serves tells HTTP clients their address, and is probed by its kubelet."""
+    container: Object = {"name": "main", "image": build.IMAGE, "imagePullPolicy": "Never"}
+    if serve:
+        container |= {
+            "command": ["httpd", "-f", "-p", "[::]:8080", "-h", "/www"],
+            "readinessProbe": {"httpGet": {"path": "/index.html", "port": 8080}, "periodSeconds": 1},
+        }
+    spec: Object = {
+        "containers": [container],
+        "terminationGracePeriodSeconds": 0,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+    }
+    if node:
+        spec["nodeSelector"] = {"kubernetes.io/hostname": node}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, **metadata}, "spec": spec}
+
+
+@dataclass(slots=True)
+class Cluster:
+    """A control plane and its nodes."""
+
+    control: ControlPlane
+    programs: Path
+    image: Path
+    kubeconfig: Path
+    nodes: dict[str, Node] = field(default_factory=dict)
+
+    @property
+    def api(self) -> Api:
+        return self.control.api
+
+    def add_node(self) -> Node:
+        """Adds a node without a network; its number is the lowest that is free."""
+        number = next(number for number in range(1, 10) if f"n{number}" not in self.nodes)
+        node = Node(number, DIRECTORY / f"n{number}", self.control.authority, self.programs)
+        self.nodes[node.name] = node
+        node.start(self.image)
+        return node
+
+    def install_weft(self, nodes: Sequence[Node], **configuration: object) -> None:
+        for node in nodes:
+            node.install_weft(self.kubeconfig, **configuration)
+        for node in nodes:
+            wait_for(f"{node.name} to be Ready", lambda node=node: is_ready(self.node(node.name)), state=node.weft.tail)
+
+    def remove_node(self, node: Node) -> None:
+        """Cuts the node's power and deletes its Node object."""
+        node.stop()
+        del self.nodes[node.name]
+        self.api.delete(f"/api/v1/nodes/{node.name}")
+        shutil.rmtree(node.directory, ignore_errors=True)
+
+    def node(self, name: str) -> Object:
+        return self.api.get(f"/api/v1/nodes/{name}")
+
+    def create_pod(self, name: str, node: str | None = None, *, serve: bool = True) -> Pod:
+        """Creates a pod and waits until it is ready, which its kubelet's probe decides if it serves."""
+        self.api.create(PODS, pod_manifest(name, node, serve=serve))
+        return self.await_pod(name)
+
+    def await_pod(self, name: str) -> Pod:
+        path = f"{PODS}/{name}"
+        wait_for(f"pod {name} to be ready", lambda: is_ready(self.api.get(path)), state=lambda: self.describe(name))
+        pod = self.api.get(path)
+        addresses = tuple(entry["ip"] for entry in pod["status"]["podIPs"])
+        return Pod(name, pod["spec"]["nodeName"], addresses)
+
+    def describe(self, pod: str) -> str:
+        """What the API knows of a pod that does not become ready."""
+        status = self.api.get(f"{PODS}/{pod}").get("status", {})
+        events = self.api.items(f"/api/v1/namespaces/default/events?fieldSelector=involvedObject.name={pod}")
+        return "\n".join([str(status), *(str(event.get("message")) for event in events)])
+
+    def delete_pods(self, *names: str, timeout: float = 60) -> None:
+        """Deletes pods, all of them if none is named, and waits until they are gone."""
+        for name in names:
+            self.api.delete(f"{PODS}/{name}")
+        if not names:
+            self.api.delete(PODS)
+
+        def gone() -> bool:
+            return not [pod for pod in self.api.items(PODS) if not names or pod["metadata"]["name"] in names]
+
+        wait_for("pods to be gone", gone, timeout=timeout)
+
+    def authorize_weft(self) -> None:
+        role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": WEFT_USER}}
+        self.api.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", role | {"rules": WEFT_RULES})
+        self.api.create(
+            "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+            role
+            | {
+                "kind": "ClusterRoleBinding",
+                "subjects": [{"kind": "User", "name": WEFT_USER, "apiGroup": "rbac.authorization.k8s.io"}],
+                "roleRef": {"kind": "ClusterRole", "name": WEFT_USER, "apiGroup": "rbac.authorization.k8s.io"},
+            },
+        )
+
+
+def sweep() -> None:
+    """Removes what a run leaves or an earlier one left: processes, namespaces, cgroups, files."""
+    names = [name for name in run("ip", "netns", "list").split() if name.startswith(network.CONTROL_PLANE)]
+    for name in names:
+        for pid in run("ip", "netns", "pids", name, check=False).split():
+            if int(pid) != os.getpid():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+    network.remove_all()
+    # Containers of killed nodes leave empty cgroups behind, in version 1 one per controller.
+    for pattern in ("k8s.io/*", "*/k8s.io/*"):
+        for path in Path("/sys/fs/cgroup").glob(pattern):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+    shutil.rmtree(DIRECTORY, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running(nodes: int) -> Iterator[Cluster]:
+    """Brings up a cluster whose nodes have no network, and takes it away again, whatever happens.
+
+    Raises:
+        ClusterError: another run uses the cluster, or it does not come up.
+        BuildError: its programs cannot be built.
+    """
+    programs, image = build.kubernetes(), build.image()
+    with (build.CACHE / "run.lock").open("w") as lock, contextlib.ExitStack() as stack:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ClusterError("another run of the end-to-end tests is under way on this machine") from error
+        sweep()
+        stack.callback(sweep)
+        DIRECTORY.mkdir(parents=True)
+        stack.enter_context(network.control_plane())
+        control = ControlPlane.prepare(programs, DIRECTORY)
+        stack.callback(control.stop)
+        control.start()
+        weft = control.authority.sign(WEFT_USER, f"/CN={WEFT_USER}")
+        cluster = Cluster(control, programs, image, control.authority.kubeconfig(URL, weft))
+        cluster.authorize_weft()
+        stack.callback(lambda: [node.stop() for node in cluster.nodes.values()])
+        for _ in range(nodes):
+            cluster.add_node()
+        yield cluster

@@ -1,0 +1,51 @@
+"""What a node's kernel holds, as text that can be compared: links, addresses, routes, neighbours, rules, namespaces."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.e2e.cluster.node import Node
+
+# What changes by itself: the state of entries the kernel learned, counters, ages, handles.
+VOLATILE = re.compile(r"\s*(counter packets \d+ bytes \d+|# handle \d+|expires \S+|(valid|preferred)_lft \S+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """One look at a node. Lines as iproute2 and nft print them."""
+
+    links: frozenset[str]
+    addresses: frozenset[str]
+    routes: frozenset[str]
+    neighbours: frozenset[str]
+    rules: frozenset[str]
+    namespaces: frozenset[str]
+
+    def added_since(self, earlier: Holdings) -> dict[str, list[str]]:
+        """What is here now and was not then, by kind."""
+        added = {name: getattr(self, name) - getattr(earlier, name) for name in self.__slots__}
+        return {name: sorted(lines) for name, lines in added.items() if lines}
+
+
+def holdings(node: Node) -> Holdings:
+    """Reads what the node's kernel holds; entries that the kernel learns by itself are left out."""
+    links = json.loads(node.ip("-json link show"))
+    addresses = json.loads(node.ip("-json address show"))
+    neighbours = (node.ip(f"{family} neighbour show nud permanent") for family in ("-4", "-6"))
+    routes = (node.ip(f"{family} -N route show table all") for family in ("-4", "-6"))
+    return Holdings(
+        links=frozenset(link["ifname"] for link in links),
+        addresses=frozenset(
+            f"{link['ifname']} {entry['local']}/{entry['prefixlen']}"
+            for link in addresses
+            for entry in link["addr_info"]
+        ),
+        routes=frozenset(VOLATILE.sub("", line) for part in routes for line in part.splitlines()),
+        neighbours=frozenset(line for part in neighbours for line in part.splitlines()),
+        rules=frozenset(VOLATILE.sub("", line).strip() for line in node.run("nft", "list", "ruleset").splitlines()),
+        namespaces=frozenset(node.files("/run/netns")),
+    )

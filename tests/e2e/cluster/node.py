@@ -1,0 +1,196 @@
+"""A node: namespaces of its own for network, mounts, processes and host name; in them containerd, kubelet and Weft."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.e2e.cluster import network
+from tests.e2e.cluster.build import IMAGE
+from tests.e2e.cluster.control import URL
+from tests.e2e.cluster.processes import Program, only_child, run, wait_for
+
+if TYPE_CHECKING:
+    from tests.e2e.cluster.pki import Authority
+
+ROOT = Path(__file__).resolve().parents[3]
+
+# The first process of a node. It gives the node its own writable /etc, /opt and /var over the machine's, and its own /run,
+# /proc and /sys, then waits for ever: as process 1 it adopts what loses its parent, and a shell that waits reaps.
+FIRST_PROCESS = """
+set -eu
+mount --make-rprivate /
+for top in etc opt var; do
+  mkdir -p "$1/$top/upper" "$1/$top/work"
+  mount -t overlay -o "lowerdir=/$top,upperdir=$1/$top/upper,workdir=$1/$top/work" "$top" "/$top"
+done
+mount -t tmpfs -o mode=755 run /run
+for state in kubelet containerd; do
+  mkdir -p "$1/$state" "/var/lib/$state"
+  mount --bind "$1/$state" "/var/lib/$state"
+done
+mkdir -p /etc/cni/net.d /etc/weft /opt/cni/bin /run/netns "$1/cgroup"
+mount -t proc proc /proc
+mount --rbind /sys/fs/cgroup "$1/cgroup"
+mount -t sysfs sysfs /sys
+mount --rbind "$1/cgroup" /sys/fs/cgroup
+mount --make-rshared /
+hostname "$2"
+: > "$1/up"
+while :; do sleep 86400 & wait; done
+"""
+
+CONTAINERD = f"""
+version = 2
+root = "/var/lib/containerd"
+state = "/run/containerd"
+[grpc]
+  address = "/run/containerd/containerd.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+  # Where the tests run in a container themselves, the score cannot be lowered.
+  restrict_oom_score_adj = true
+  sandbox_image = "{IMAGE}"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/opt/cni/bin"
+    conf_dir = "/etc/cni/net.d"
+"""
+
+
+def kubelet_configuration(authority: Authority, certificate: Path, key: Path) -> dict[str, object]:
+    """KubeletConfiguration for a node that shares its cgroups and its disk with the machine."""
+    return {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {"anonymous": {"enabled": False}, "x509": {"clientCAFile": str(authority.certificate)}},
+        "authorization": {"mode": "Webhook"},
+        "tlsCertFile": str(certificate),
+        "tlsPrivateKeyFile": str(key),
+        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        "cgroupDriver": "cgroupfs",
+        "cgroupsPerQOS": False,
+        "enforceNodeAllocatable": [],
+        "failCgroupV1": False,
+        "failSwapOn": False,
+        "evictionHard": {"memory.available": "10Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+        "imageGCHighThresholdPercent": 100,
+        "maxPods": 200,
+        "nodeStatusUpdateFrequency": "2s",
+        "resolvConf": "/etc/resolv.conf",
+        "syncFrequency": "10s",
+    }
+
+
+@dataclass(slots=True)
+class Node:
+    """One node. The directory holds its logs and its file systems, and must not exist yet."""
+
+    number: int
+    directory: Path
+    authority: Authority
+    programs: Path
+    first: Program = field(init=False)
+    containerd: Program = field(init=False)
+    kubelet: Program = field(init=False)
+    weft: Program = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.directory.mkdir(parents=True)
+        self.first = Program(
+            f"first process of {self.name}",
+            [
+                *("nsenter", f"--net=/run/netns/{network.namespace(self.number)}"),
+                *("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "private"),
+                *("/bin/sh", "-c", FIRST_PROCESS, "sh", self.directory, self.name),
+            ],
+            self.directory / "first.log",
+            nested=True,
+        )
+
+    @property
+    def name(self) -> str:
+        return f"n{self.number}"
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        return network.node_addresses(self.number)
+
+    def inside(self, *command: str | Path) -> list[str | Path]:
+        """A command line that runs the command in the node."""
+        return ["nsenter", "--target", str(self.first.pid), "--mount", "--uts", "--net", "--pid", "--", *command]
+
+    def run(self, *command: str | Path, check: bool = True, timeout: float = 60) -> str:
+        """Runs a command in the node and returns its output; paths are to be absolute."""
+        return run(*self.inside(*command), check=check, timeout=timeout)
+
+    def program(self, name: str, *command: str | Path, **environment: str) -> Program:
+        return Program(name, self.inside(*command), self.directory / f"{name}.log", environment, nested=True)
+
+    def start(self, image: Path) -> None:
+        """Starts the node up to its kubelet; it registers, and stays NotReady without a network."""
+        network.add_node(self.number)
+        self.first.start()
+        wait_for(f"{self.name}'s namespaces", (self.directory / "up").exists, state=self.first.tail, timeout=10, pause=0.02)
+        (self.directory / "containerd.toml").write_text(CONTAINERD)
+        self.containerd = self.program("containerd", "containerd", "--config", self.directory / "containerd.toml")
+        self.containerd.start()
+        wait_for(
+            f"{self.name}'s containerd", lambda: self.run("ctr", "version"), state=self.containerd.tail, pause=0.05
+        )
+        self.run("ctr", "--namespace", "k8s.io", "images", "import", image)
+        self._start_kubelet()
+
+    def _start_kubelet(self) -> None:
+        v4, v6 = self.addresses
+        identity = self.authority.sign(
+            self.name, f"/O=system:nodes/CN=system:node:{self.name}", f"IP:{v4}", f"IP:{v6}"
+        )
+        configuration = kubelet_configuration(self.authority, identity.certificate, identity.key)
+        path = self.directory / "kubelet.json"
+        path.write_text(json.dumps(configuration))
+        self.kubelet = self.program(
+            "kubelet-log",
+            self.programs / "kubelet",
+            f"--config={path}",
+            f"--kubeconfig={self.authority.kubeconfig(URL, identity)}",
+            f"--hostname-override={self.name}",
+            f"--node-ip={v4},{v6}",
+        )
+        self.kubelet.start()
+
+    def install_weft(self, kubeconfig: Path, **configuration: object) -> None:
+        """Puts the shim in place and starts the daemon: what the DaemonSet does on a node of a user's cluster."""
+        for name in ("weft", "loopback"):
+            self.run("install", "-m", "0755", ROOT / "build" / "weft", f"/opt/cni/bin/{name}")
+        content = json.dumps({"kubeconfig": str(kubeconfig), "nodeName": self.name, **configuration})
+        path = self.directory / "weftd.yaml"
+        path.write_text(content)
+        self.run("cp", path, "/etc/weft/weftd.yaml")
+        self.weft = self.program("weftd", ROOT / ".venv" / "bin" / "weftd")
+        self.weft.start()
+
+    def weftctl(self, *arguments: str) -> str:
+        return self.run(ROOT / ".venv" / "bin" / "weftctl", *arguments)
+
+    def ip(self, arguments: str) -> str:
+        return self.run("ip", *arguments.split())
+
+    def files(self, directory: str) -> list[str]:
+        """Names in a directory of the node; none if it does not exist."""
+        try:
+            return sorted(os.listdir(f"/proc/{self.first.pid}/root{directory}"))
+        except FileNotFoundError:
+            return []
+
+    def stop(self) -> None:
+        """Ends the node as a power cut would: its first process is killed, and with it all others."""
+        for program in ("weft", "kubelet", "containerd"):
+            if hasattr(self, program):
+                getattr(self, program).kill()
+        self.first.kill()
+        network.remove_node(self.number)
+        shutil.rmtree(self.directory / "containerd", ignore_errors=True)
+        shutil.rmtree(self.directory / "kubelet", ignore_errors=True)
