@@ -38,6 +38,8 @@ FDB: Final = 5
 ROUTE: Final = 6
 """Kinds of objects, ranked: what is created first comes first, and what is deleted first comes last."""
 
+SETTINGS: Final = (SYSCTL, LINK_SYSCTL)
+
 
 class RouteKind(IntEnum):
     """rtm_type of linux/rtnetlink.h."""
@@ -61,6 +63,20 @@ class VxlanLink:
     local: Address
     mtu: int
     tx_checksum: bool = True
+    up: bool = True
+
+    @property
+    def key(self) -> str:
+        """The link's name."""
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class PodLink:
+    """The node's end of an attachment. `datapath.attachment` makes it: desired is only that it is up."""
+
+    rank: ClassVar[int] = LINK
+    name: str
     up: bool = True
 
     @property
@@ -179,7 +195,7 @@ class SetElements:
         return (*self.table, self.name)
 
 
-KernelObject: TypeAlias = VxlanLink | LinkAddress | Neighbour | FdbEntry | Route | Sysctl
+KernelObject: TypeAlias = VxlanLink | PodLink | LinkAddress | Neighbour | FdbEntry | Route | Sysctl
 ObjectKey: TypeAlias = "tuple[int, Hashable]"
 """Rank and key: names an object among those of all kinds."""
 SetKey: TypeAlias = tuple[int, str, str]

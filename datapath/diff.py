@@ -2,7 +2,7 @@
 
 Adds come before deletes, so that a change never opens a gap: links → addresses → neighbours → FDB entries →
 routes, then the deletions in the opposite order. The one exception is a link that can only be made anew
-(VNI, port and family are fixed at creation): it is deleted first, and everything that the kernel drops with
+(VNI, port and local address are fixed at creation): it is deleted first, and what the kernel drops with
 it, the routes that prefer one of its addresses included, is written again.
 """
 
@@ -11,15 +11,12 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from datapath.desired import LINK, LINK_SYSCTL, SYSCTL, LinkAddress, Route, VxlanLink
+from datapath.desired import LINK, SETTINGS, SYSCTL, LinkAddress, PodLink, Route, VxlanLink
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
     from datapath.desired import KernelObject, ObjectKey
-
-
-_SETTINGS = (SYSCTL, LINK_SYSCTL)
 
 
 class Action(Enum):
@@ -68,7 +65,7 @@ def diff(
         if new is not None:
             fresh = old is None or key in lost or key in recreated
             forward.append(Step(Action.ADD if fresh else Action.REPLACE, key, None if fresh else old, new))
-        elif old is not None and key[0] not in _SETTINGS and (key[0] == LINK or link_of(old) not in going):
+        elif old is not None and key[0] not in SETTINGS and (key[0] == LINK or link_of(old) not in going):
             backward.append(Step(Action.DELETE, key, old, None))
     # Sorting is stable: the deletion of a link to be made anew stays before its creation.
     forward.sort(key=_step_rank)
@@ -77,28 +74,13 @@ def diff(
     return forward + backward
 
 
-def ordered(keys: Iterable[ObjectKey], desired: Mapping[ObjectKey, KernelObject]) -> list[ObjectKey]:
-    """Return keys in the order of `diff`, so that slices of the list may be applied one after the other."""
-    present: list[ObjectKey] = []
-    absent: list[ObjectKey] = []
-    for key in keys:
-        (present if key in desired else absent).append(key)
-    present.sort(key=_rank)
-    absent.sort(key=_rank, reverse=True)
-    return present + absent
-
-
 def link_of(value: KernelObject) -> str | None:
     """Return the name of the link that an object needs; None for one that needs none."""
-    return None if isinstance(value, VxlanLink) else value.link
+    return None if isinstance(value, VxlanLink | PodLink) else value.link
 
 
 def _differs(wanted: KernelObject | None, present: KernelObject | None) -> bool:
     return wanted is not present and wanted != present
-
-
-def _rank(key: ObjectKey) -> int:
-    return key[0]
 
 
 def _step_rank(step: Step) -> int:
@@ -106,8 +88,7 @@ def _step_rank(step: Step) -> int:
 
 
 def _keep_order_of_sysctls(steps: list[Step], desired: Mapping[ObjectKey, KernelObject]) -> None:
-    """Put the sysctls, which come first, in the order in which they are desired: accept_ra before
-    forwarding."""
+    """Put the sysctls, which come first, in the order in which they are desired."""
     count = sum(1 for step in steps if step.key[0] == SYSCTL)
     if count > 1:
         place = {key: index for index, key in enumerate(desired) if key[0] == SYSCTL}
@@ -119,7 +100,7 @@ def _is_fixed(old: KernelObject | None, new: KernelObject | None) -> bool:
     return (
         isinstance(old, VxlanLink)
         and isinstance(new, VxlanLink)
-        and (old.vni, old.port, len(old.local)) != (new.vni, new.port, len(new.local))
+        and (old.vni, old.port, old.local) != (new.vni, new.port, new.local)
     )
 
 

@@ -1,5 +1,4 @@
-"""The desired state: the union of all fragments, kept so that one fragment's change costs what that change
-is.
+"""The desired state as the union of all fragments; one fragment's change costs what that change is.
 
 Pure and single-threaded: the writer's thread owns the one instance. What is desired depends on the fragments
 that are there, never on the order in which they came: of two that claim one key, the smaller fragment key
@@ -135,8 +134,7 @@ class Fragments:
         return {key: claims.values for key, claims in self._sets.items()}
 
     def contested(self) -> tuple[tuple[ObjectKey, tuple[FragmentKey, ...]], ...]:
-        """Return objects that several fragments want differently or alike, with those who do, the winner
-        first."""
+        """Return objects that several fragments claim, with those who do, the winner first."""
         return tuple(self._objects.contested())
 
     def replace(self, key: FragmentKey, fragment: Fragment | None) -> Touched:

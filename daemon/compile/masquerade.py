@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from daemon.compile.local import underlay_addresses
 from datapath import text
 from datapath.desired import Fragment, SetElements
-from datapath.nft.elements import Range, intervals, prefix
+from datapath.nft.elements import intervals, prefix
 from datapath.nft.rules import Family
 from datapath.nft.tables import DIRECT, LOCAL, NODES, TABLE, UNMASQUERADED
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from daemon.compile.local import LocalNetwork
     from daemon.config import Config
     from datapath.desired import Address
+    from datapath.nft.elements import Range
 
 _FAMILIES = {4: Family.IPV4, 16: Family.IPV6}
 
@@ -31,8 +32,8 @@ def sets_fragment(
         local: this node's network.
         nodes: all nodes, this one included.
         direct: addresses of nodes with a direct route in both directions. Towards another's address a pod is
-            masqueraded: its own address would arrive there beside the tunnel, where rp_filter and clouds
-        drop it. config: the daemon's configuration.
+            masqueraded: its own address would arrive there beside the tunnel, where rp_filter drops it.
+        config: the daemon's configuration.
     """
     senders = {
         address

@@ -113,9 +113,8 @@ def remote(local: LocalNetwork, node: Node) -> Remote:
 def _vtep_objects(local: LocalNetwork, vtep: Vtep) -> tuple[KernelObject, ...]:
     link = vtep.link
     settings = [
-        # A node's processes send from its tunnel address, whose way back is this link; but loose (2) also lets in
-        # what another implementation or a direct peer sends from its own address. The larger of this and
-        # conf/all counts, so 0 would not do where conf/all is 1.
+        # Loose: a node with a direct route here may send from its InternalIP by tunnel for a while, as nodes
+        # don't change at once. The larger of this and conf/all counts, so 0 would not do where that is 1.
         Sysctl(f"net/ipv4/conf/{link}/rp_filter", "2"),
     ]
     if IPV6 in local.tunnel_addresses:

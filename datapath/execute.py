@@ -1,0 +1,227 @@
+"""Does steps: encodes them, sends them in one batch, and says of each whether the kernel took it.
+
+Owns the order of messages for one object (a link is created, set up, brought up) and which refusals mean
+"already so". Decides nothing about what should be; runs on the writer's thread.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, NamedTuple
+
+from datapath.attachment import DOOMED_GROUP
+from datapath.desired import (
+    FdbEntry,
+    LinkAddress,
+    Neighbour,
+    PodLink,
+    Route,
+    Sysctl,
+    VxlanLink,
+)
+from datapath.diff import Action, link_of
+from datapath.errors import DatapathError, NetlinkError
+from datapath.netlink.addresses import del_address, new_address
+from datapath.netlink.links import (
+    address_family_settings,
+    decode_link,
+    del_link,
+    get_links,
+    new_vxlan,
+    set_link,
+)
+from datapath.netlink.neighbours import del_fdb, del_neighbour, new_fdb, new_neighbour
+from datapath.netlink.routes import del_route, new_route
+from datapath.observe import write_setting
+from datapath.offload import set_tx_checksum, tx_checksum
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from datapath.desired import KernelObject, ObjectKey
+    from datapath.diff import Step
+    from datapath.netlink.links import LinkState
+    from datapath.netlink.transport import Message, Socket
+
+_ABSENT = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
+"""A deletion that is refused so has nothing to delete."""
+_NO_LINK_LOCAL = address_family_settings({}, ipv6_link_local=False)
+
+
+class Outcome(NamedTuple):
+    """What became of a number of steps.
+
+    Attributes:
+        done: the steps that the kernel holds now.
+        failed: why others failed, by key.
+        blocked: keys whose link does not exist; trying again is of use when it does.
+        stale: whether what is known must be read anew: links changed, or indexes were wrong.
+    """
+
+    done: list[Step]
+    failed: dict[ObjectKey, DatapathError]
+    blocked: set[ObjectKey]
+    stale: bool
+
+
+def execute(route: Socket, steps: Sequence[Step], indexes: dict[str, int]) -> Outcome:
+    """Do the steps in order; a refused one does not stop the others.
+
+    Args:
+        route: a socket of the calling thread's namespace.
+        steps: what `diff` returned.
+        indexes: index by link name; links that are created and deleted here are put in and taken out.
+    """
+    outcome = Outcome([], {}, set(), stale=False)
+    stale = False
+    waiting: list[tuple[Step, Message]] = []
+    for step in steps:
+        value = step.new if step.new is not None else step.old
+        assert value is not None
+        if isinstance(value, Sysctl | VxlanLink | PodLink):
+            stale |= _send(route, waiting, outcome)
+            waiting.clear()
+            stale |= _single(route, step, value, indexes, outcome)
+            continue
+        link = link_of(value)
+        index = indexes.get(link) if link is not None else 0
+        if index is None:
+            if step.action is Action.DELETE:
+                outcome.done.append(step)
+            else:
+                outcome.blocked.add(step.key)
+            continue
+        waiting.append((step, _message(step.action, value, index)))
+    stale |= _send(route, waiting, outcome)
+    return outcome._replace(stale=stale)
+
+
+def _message(action: Action, value: KernelObject, index: int) -> Message:
+    delete = action is Action.DELETE
+    match value:
+        case Route():
+            return del_route(value, index) if delete else new_route(value, index)
+        case Neighbour():
+            return del_neighbour(value, index) if delete else new_neighbour(value, index)
+        case FdbEntry():
+            return del_fdb(value, index) if delete else new_fdb(value, index)
+        case LinkAddress():
+            if delete:
+                return del_address(value, index)
+            local = value.address[:2] == b"\xa9\xfe"
+            return new_address(value, index, prefix_route=False, link_scope=local)
+        case _:
+            raise AssertionError(f"{value} has no message of its own")
+
+
+def _send(route: Socket, waiting: list[tuple[Step, Message]], outcome: Outcome) -> bool:
+    """Send what waits; returns whether an index was wrong."""
+    if not waiting:
+        return False
+    refused = {
+        error.index: error
+        for error in route.batch_collect([message for _, message in waiting], "the kernel refused")
+    }
+    if not refused:
+        outcome.done.extend([step for step, _ in waiting])
+        return False
+    stale = False
+    for place, (step, _) in enumerate(waiting):
+        error = refused.get(place)
+        if error is None or (step.action is Action.DELETE and error.code in _ABSENT):
+            outcome.done.append(step)
+        elif error.code == errno.ENODEV:
+            stale = True
+            outcome.blocked.add(step.key)
+        else:
+            outcome.failed[step.key] = error
+    return stale
+
+
+def _single(
+    route: Socket,
+    step: Step,
+    value: Sysctl | VxlanLink | PodLink,
+    indexes: dict[str, int],
+    outcome: Outcome,
+) -> bool:
+    """Do a step that is no part of a batch; returns whether what is known must be read anew."""
+    try:
+        match value:
+            case Sysctl():
+                if value.link is not None and value.link not in indexes:
+                    outcome.blocked.add(step.key)
+                    return False
+                write_setting(value.path, value.value)
+                stale = False
+            case PodLink():
+                if value.name not in indexes:
+                    if step.action is not Action.DELETE:
+                        outcome.blocked.add(step.key)
+                        return False
+                elif step.action is Action.DELETE:
+                    doom = set_link(value.name, up=False, group=DOOMED_GROUP, alias="")
+                    route.batch((doom,), f"link {value.name} can't be taken down")
+                else:
+                    route.batch((set_link(value.name, up=True),), f"link {value.name} can't be brought up")
+                stale = True
+            case VxlanLink():
+                _vxlan(route, step, value, indexes)
+                stale = True
+    except DatapathError as error:
+        if isinstance(error, NetlinkError) and error.code == errno.ENODEV:
+            indexes.pop(value.name if not isinstance(value, Sysctl) else "", None)
+            if step.action is Action.DELETE:
+                outcome.done.append(step)
+                return True
+        outcome.failed[step.key] = error
+        return True
+    outcome.done.append(step)
+    return stale
+
+
+def _vxlan(route: Socket, step: Step, link: VxlanLink, indexes: dict[str, int]) -> None:
+    if step.action is Action.DELETE:
+        route.batch((del_link(link.name),), f"link {link.name} can't be deleted")
+        indexes.pop(link.name, None)
+        return
+    if step.action is Action.ADD or link.name not in indexes:
+        try:
+            replies = route.batch((new_vxlan(link),), f"link {link.name} can't be created")
+        except NetlinkError as error:
+            raise _port_taken(route, link, error) from error
+        indexes[link.name] = decode_link(replies[0].payload).index
+    index = indexes[link.name]
+    if tx_checksum(link.name) != link.tx_checksum:
+        set_tx_checksum(link.name, enabled=link.tx_checksum)
+    change = set_link(index, up=True, mac=link.mac, mtu=link.mtu, settings=_NO_LINK_LOCAL)
+    try:
+        route.batch((change,), f"link {link.name} can't be set up")
+    except NetlinkError as error:
+        raise _port_taken(route, link, error) from error
+
+
+def _port_taken(route: Socket, link: VxlanLink, error: NetlinkError) -> DatapathError:
+    """Return an error that names what holds the port, if that is the matter."""
+    if error.code not in (errno.EEXIST, errno.EADDRINUSE):
+        return error
+    others = [
+        state
+        for state in _links(route)
+        if state.vxlan is not None and state.vxlan.port == link.port and state.name != link.name
+    ]
+    holder = _holder(others) if others else "another program (ss -ulnp shows it)"
+    return DatapathError(
+        f"link {link.name} can't be brought up: UDP port {link.port} (VNI {link.vni}) is held by {holder}; "
+        "remove it, or set vxlanPort (vni) to another value on all nodes"
+    )
+
+
+def _holder(others: Iterable[LinkState]) -> str:
+    return ", ".join(
+        f"VXLAN link {state.name} (VNI {state.vxlan.vni})" for state in others if state.vxlan is not None
+    )
+
+
+def _links(route: Socket) -> list[LinkState]:
+    return [decode_link(payload) for payload in route.dump(get_links("vxlan"), "links could not be read")]

@@ -1,0 +1,109 @@
+"""What a job on the writer's thread can do: attach and detach pods, look at links, ahead of all bulk work.
+
+Each act changes the kernel and the sync state together, so that the next diff finds nothing to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from datapath import attachment as wiring
+from datapath import inspection
+from datapath.attachment import host_objects
+from datapath.desired import Fragment, PodLink, SetElements
+from datapath.netlink.links import decode_link, get_links
+from datapath.nft.elements import interface, key
+from datapath.nft.rules import Family
+from datapath.nft.tables import SOURCES, TABLE
+from datapath.underlay import read_links
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from datapath.attachment import Attached, Attachment, AttachRequest, Detached
+    from datapath.desired import Address, FragmentKey
+    from datapath.netlink.links import LinkState
+    from datapath.sync import Sync
+    from datapath.underlay import HostLink
+
+_FAMILIES = {4: Family.IPV4, 16: Family.IPV6}
+
+
+def attachment_key(host_link: str) -> FragmentKey:
+    """Return the key of an attachment's fragment."""
+    return ("attachment", host_link)
+
+
+def attachment_fragment(attachment: Attachment, sources: tuple[Address, ...]) -> Fragment:
+    """Return what an attachment wants on the node's side.
+
+    Args:
+        attachment: a wired pod.
+        sources: the node's address per family, preferred source towards the pod.
+    """
+    name = interface(attachment.host_link)
+    elements = tuple(
+        SetElements((int(_FAMILIES[len(address)]), TABLE), SOURCES, {key(name, address): b""})
+        for address in attachment.addresses
+    )
+    objects = (PodLink(attachment.host_link), *host_objects(attachment, sources))
+    return Fragment(objects=objects, elements=elements)
+
+
+class Kernel:
+    """The node's kernel, for jobs of the writer; valid during the job, on its thread.
+
+    Args:
+        sync: the sync state.
+        doomed: called when there are links for the reaper.
+    """
+
+    def __init__(self, sync: Sync, doomed: Callable[[], None]) -> None:
+        self._sync = sync
+        self._doomed = doomed
+
+    def attach(self, request: AttachRequest) -> Attached:
+        """Wire a pod; everything is undone on failure.
+
+        Raises:
+            NamespaceError, AttachError: see `datapath.attachment.attach`.
+            DatapathError: its elements were refused.
+        """
+        sync = self._sync
+        wired = wiring.Attachment(
+            request.host_link, request.netns, request.ifname, request.mac, request.mtu, request.addresses
+        )
+        name = attachment_key(request.host_link)
+        # Elements before the link: the pod may send as soon as it is up.
+        touched = sync.record(name, attachment_fragment(wired, request.sources))
+        try:
+            sync.ruleset.apply_now(touched)
+            attached = wiring.attach(sync.route, request)
+        except BaseException:
+            sync.ruleset.apply_now(sync.record(name, None))
+            raise
+        sync.indexes[request.host_link] = attached.host_index
+        return attached
+
+    def detach(self, attachment: Attachment) -> Detached:
+        """Cut a pod off; only its link's destruction is left for later. Absence is success."""
+        touched = self._sync.record(attachment_key(attachment.host_link), None)
+        detached = wiring.detach(self._sync.route, attachment)
+        self._sync.indexes.pop(attachment.host_link, None)
+        self._sync.ruleset.apply_now(touched)
+        if detached.found:
+            self._doomed()
+        return detached
+
+    def inspect(self, attachment: Attachment) -> tuple[str, ...]:
+        """Return what is wrong with an attachment, in words; nothing when all is well."""
+        return inspection.inspect(self._sync.route, attachment)
+
+    def links(self) -> list[LinkState]:
+        """Return all links of the node."""
+        payloads = self._sync.route.dump(get_links(), "links could not be read")
+        return [decode_link(payload) for payload in payloads]
+
+    def underlay(self) -> tuple[HostLink, ...]:
+        """Return the links of the machine that are not ours."""
+        return read_links(self._sync.route)

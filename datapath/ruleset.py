@@ -1,0 +1,163 @@
+"""Keeps nftables at the desired tables and elements: what is known of it, what is to be committed.
+
+Used by the writer's thread. Element changes are committed as such; everything else (first sight, structure, a
+foreign change, a refusal) is the same full path: read, plan, commit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from datapath.errors import DatapathError
+from datapath.nft.plan import change_elements, plan
+from datapath.nft.rules import Ruleset
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from datapath.desired import SetKey
+    from datapath.fragments import Fragments, Touched
+    from datapath.nft.connection import Nft
+    from datapath.nft.plan import Change, Transaction
+    from datapath.nft.rules import Table
+
+ACTION = "nftables could not be changed"
+
+
+class RulesetSync:
+    """nftables of one namespace on its way to what `desired` says."""
+
+    def __init__(self, nft: Nft, desired: Fragments) -> None:
+        self._nft = nft
+        self._desired = desired
+        self._elements: dict[SetKey, dict[bytes, bytes]] = {}
+        self._tables: dict[tuple[int, str], Table] = {}
+        self._generation = -1
+        self._unread = True
+        self._foreign = False
+        self._again = False
+        self._planned_in_full = False
+        self._pending: deque[Transaction] = deque()
+        self._touched: dict[SetKey, set[bytes]] = {}
+        self.failure: DatapathError | None = None
+        """Why the last attempt did not succeed; it is made again when somebody calls `invalidate`."""
+        self.changes: list[Change] = []
+        """What somebody else changed, taken by whoever reports it."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do, be it for a failure."""
+        return self.failure is not None or not (self._unread or self._pending or self._touched)
+
+    def touch(self, touched: Touched) -> None:
+        """Say what may differ from what is committed."""
+        if touched.tables:
+            self.invalidate()
+        for key, elements in touched.elements.items():
+            self._touched.setdefault(key, set()).update(elements)
+
+    def invalidate(self, *, foreign: bool = False) -> None:
+        """Have everything read and compared again; differences are somebody else's doing if `foreign`."""
+        self._unread = True
+        self._foreign |= foreign
+        self.failure = None
+
+    def disturbed(self) -> bool:
+        """Whether somebody else changed nftables since our last commit. Raises NetlinkError."""
+        return not self._unread and not self._pending and self._nft.generation() != self._generation
+
+    def step(self) -> None:
+        """Do one bounded piece of work; failures are kept in `failure`."""
+        try:
+            if self._pending:
+                self._commit(self._pending.popleft())
+            elif self._unread:
+                self._plan_all()
+            elif self._touched:
+                self._plan_elements()
+            if self._again and not self._pending:
+                self._again, self._unread = False, True
+        except DatapathError as error:
+            self._pending.clear()
+            # A change planned from what is known may fail because that is wrong: the next step reads. One
+            # planned from a reading is refused for what it is.
+            if self._unread or self._planned_in_full:
+                self.failure = error
+            self._unread = True
+
+    def apply_now(self, touched: Touched) -> None:
+        """Bring elements in line ahead of everything that waits.
+
+        Before the first reading there is nothing to do: it includes whatever is desired by then.
+
+        Raises:
+            DatapathError: the kernel refused, twice, the second time after all was read again.
+        """
+        self.touch(touched)
+        if not self._tables:
+            return
+        waiting, self._pending = self._pending, deque()
+        try:
+            if not self._unread:
+                self._plan_elements()
+                self._commit_pending()
+        except DatapathError:
+            self._unread = True
+        if self._unread:
+            self._plan_all()
+            self._commit_pending()
+        elif waiting:
+            # It was planned without what was just done, so all is read again after it.
+            self._pending = waiting
+            self._again = True
+
+    def difference(self) -> tuple[Change, ...]:
+        """Return what is different now, reading everything; changes nothing. Raises DatapathError."""
+        found = plan(self._ruleset(), self._nft.read())
+        return tuple(change for transaction in found for change in transaction.changes)
+
+    def _plan_all(self) -> None:
+        observed = self._nft.read()
+        wanted = self._ruleset()
+        self._generation = observed.generation
+        self._pending.extend(plan(wanted, observed))
+        if self._foreign:
+            self.changes += [change for transaction in self._pending for change in transaction.changes]
+        self._foreign = False
+        self._tables = {table.key: table for table in wanted.tables}
+        self._elements = {key: dict(elements) for key, elements in wanted.elements.items()}
+        self._touched.clear()
+        self._unread = False
+        self._planned_in_full = True
+
+    def _plan_elements(self) -> None:
+        touched, self._touched = self._touched, {}
+        self._planned_in_full = False
+        for key, elements in touched.items():
+            known = self._elements.setdefault(key, {})
+            wanted = self._desired.elements(key)
+            before = {each: known[each] for each in elements if each in known}
+            after = {each: wanted[each] for each in elements if each in wanted}
+            self._pending.extend(self._transactions(key, before, after))
+            for each in before:
+                del known[each]
+            known.update(after)
+
+    def _transactions(
+        self, key: SetKey, current: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]
+    ) -> list[Transaction]:
+        table = self._tables.get(key[:2])
+        return change_elements(table, table.set(key[2]), current, wanted) if table is not None else []
+
+    def _commit_pending(self) -> None:
+        while self._pending:
+            self._commit(self._pending.popleft())
+
+    def _commit(self, transaction: Transaction) -> None:
+        self._nft.commit(transaction.messages, ACTION)
+        # Counted, not asked for: a foreign change in between shows as another generation.
+        self._generation = (self._generation + 1) & 0xFFFFFFFF
+
+    def _ruleset(self) -> Ruleset:
+        return Ruleset(tuple(self._desired.tables.values()), self._desired.sets())

@@ -1,0 +1,265 @@
+"""Brings the kernel in line with the desired state, in bounded pieces, and remembers what the kernel holds.
+
+Owns the sync state: desired, known, what is dirty, what failed. All of it lives on the writer's thread. There
+is one way for everything: what may differ is dirty, dirty keys are diffed and the steps executed. A change makes
+its keys dirty, a reading makes everything dirty that is not as desired.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from datapath.describe import Difference, describe, differences, kind
+from datapath.desired import LINK, Sysctl, VxlanLink, object_key
+from datapath.diff import Action, Step, diff, link_of
+from datapath.execute import execute
+from datapath.fragments import Fragments
+from datapath.observe import Observed, Observer
+from datapath.ruleset import RulesetSync
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from datapath.desired import Fragment, FragmentKey, KernelObject, ObjectKey
+    from datapath.errors import DatapathError
+    from datapath.fragments import Touched
+    from datapath.netlink.transport import Socket
+    from datapath.nft.connection import Nft
+
+CHUNK = 256
+"""Steps that are executed in one piece: some 5 ms."""
+_REREADS = 2
+_NFT_WRONG = {"add": "missing", "replace": "changed", "delete": "stale"}
+
+
+@dataclass(slots=True)
+class Round:
+    """What was done since the last `take_round`."""
+
+    steps: int = 0
+    drift: list[Difference] = field(default_factory=list)
+    readings: int = 0
+
+
+class Sync:
+    """The sync state of one network namespace. Used by one thread, which is in that namespace."""
+
+    def __init__(self, route: Socket, nft: Nft) -> None:
+        self.route = route
+        self.desired = Fragments()
+        self.known: dict[ObjectKey, KernelObject] = {}
+        self.indexes: dict[str, int] = {}
+        self.failed: dict[ObjectKey, DatapathError] = {}
+        self.blocked: set[ObjectKey] = set()
+        self.complete = False
+        """Whether all that is wanted is in `desired`; before that nftables is left as it is."""
+        self.ruleset = RulesetSync(nft, self.desired)
+        self._observer = Observer(route)
+        self._dirty: set[ObjectKey] = set()
+        self._steps: deque[Step] = deque()
+        self._reading: Iterator[None] | None = None
+        self._observed = Observed()
+        self._journal: set[ObjectKey] = set()
+        self._prune = False
+        self._read_once = False
+        self._rereads = 0
+        self._stale = False
+        self._round = Round()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do but what failed."""
+        return self._reading is None and not self._steps and not self._dirty and self._ruleset_idle
+
+    @property
+    def _ruleset_idle(self) -> bool:
+        return not self.complete or self.ruleset.idle
+
+    @property
+    def waiting(self) -> int:
+        """Objects that wait for being written."""
+        return len(self._steps) + len(self._dirty)
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """What the kernel refused, by the object in words."""
+        found = {}
+        for key, error in self.failed.items():
+            value = self.desired.objects.get(key) or self.known.get(key)
+            if value is not None:
+                found[f"{kind(value)} {describe(value)}"] = str(error)
+        if self.ruleset.failure is not None:
+            found["nftables"] = str(self.ruleset.failure)
+        return found
+
+    def take_round(self) -> Round:
+        """Return what was done since this was last called."""
+        done, self._round = self._round, Round()
+        return done
+
+    def change(self, changes: Mapping[FragmentKey, Fragment | None]) -> None:
+        """Take fragments into the desired state; what they touch becomes dirty."""
+        if not self._read_once and self._reading is None:
+            self.read_again(prune=False)
+        self._rereads = _REREADS
+        for key, fragment in changes.items():
+            touched = self.desired.replace(key, fragment)
+            if touched:
+                self._dirty |= touched.objects
+                self.ruleset.touch(touched)
+
+    def wants(self, keys: Iterable[ObjectKey]) -> bool:
+        """Whether any of these is desired: a notification about others is none of ours."""
+        return any(key in self.desired.objects for key in keys)
+
+    def record(self, key: FragmentKey, fragment: Fragment | None) -> Touched:
+        """Take a fragment whose objects the caller has written itself; elements are left to the caller."""
+        touched = self.desired.replace(key, fragment)
+        for name in touched.objects:
+            value = self.desired.objects.get(name)
+            if value is None:
+                self.known.pop(name, None)
+            else:
+                self.known[name] = value
+        self._dirty -= touched.objects
+        self._journal |= touched.objects
+        return touched
+
+    def read_again(self, *, prune: bool) -> None:
+        """Start a reading of the kernel; what differs from the desired state becomes dirty.
+
+        With `prune`, objects of ours that nobody desires are deleted.
+        """
+        if self.ruleset.failure is not None or self.ruleset.disturbed():
+            self.ruleset.invalidate(foreign=True)
+        self._observed = Observed()
+        self._journal = set()
+        self._prune = prune
+        self._reading = self._observer.pieces(self._observed, self._settings())
+
+    def step(self) -> None:
+        """Do one bounded piece of work.
+
+        Raises:
+            DatapathError: a reading failed; it has to be begun again.
+        """
+        if self._reading is not None:
+            self._read_piece()
+        elif not self._ruleset_idle:
+            self.ruleset.step()
+            if self.ruleset.changes:
+                self._note_ruleset()
+        elif self._steps:
+            self._execute()
+        elif self._dirty:
+            dirty, self._dirty = self._dirty, set()
+            self._steps.extend(diff(self.desired.objects, self.known, dirty))
+        if self.idle and self._stale:
+            self._stale = False
+            if self._rereads > 0:
+                self._rereads -= 1
+                self.read_again(prune=self._prune)
+
+    def difference(self) -> tuple[Difference, ...]:
+        """Read everything and return what is different from what is desired; changes nothing."""
+        observed = self._observer.read(self._settings())
+        steps = diff(self.desired.objects, observed.objects)
+        steps += [Step(Action.DELETE, object_key(value), value, None) for value in observed.extras]
+        found = [
+            Difference("nft", _NFT_WRONG[action], subject) for action, subject in self.ruleset.difference()
+        ]
+        return (*differences(steps), *found)
+
+    def _settings(self) -> list[Sysctl]:
+        return [value for value in self.desired.objects.values() if isinstance(value, Sysctl)]
+
+    def _read_piece(self) -> None:
+        assert self._reading is not None
+        try:
+            next(self._reading)
+        except StopIteration:
+            self._reading = None
+            self._take_reading()
+        except BaseException:
+            self._reading = None
+            raise
+
+    def _take_reading(self) -> None:
+        observed, before = self._observed, self.known
+        # What was written between two pieces of the reading may be missing in it, or be in it though it is gone.
+        for key in self._journal:
+            if key in before:
+                observed.objects[key] = before[key]
+                if key[0] == LINK and str(key[1]) in self.indexes:
+                    observed.indexes.setdefault(str(key[1]), self.indexes[str(key[1])])
+            else:
+                observed.objects.pop(key, None)
+        self._journal = set()
+        self.known, self.indexes = observed.objects, observed.indexes
+        self._delete_extras(observed.extras)
+        first, self._read_once = not self._read_once, True
+        pending = self._dirty | self.failed.keys() | self.blocked | {step.key for step in self._steps}
+        self.failed.clear()
+        self.blocked.clear()
+        self._steps.clear()
+        desired, known = self.desired.objects, self.known
+        differing = {key for key, value in desired.items() if known.get(key) != value}
+        if self._prune:
+            differing |= known.keys() - desired.keys()
+        else:
+            differing |= pending & known.keys()
+        if not first:
+            steps = [step for step in diff(desired, known, differing) if step.key not in pending]
+            self._round.drift += differences(steps)
+        self._round.readings += 1
+        self._dirty = differing | pending
+
+    def _delete_extras(self, extras: list[KernelObject]) -> None:
+        """Delete all objects that share a key, so that the desired one is written afresh."""
+        doomed = []
+        for value in extras:
+            key = object_key(value)
+            shared = self.known.pop(key, None)
+            doomed += [Step(Action.DELETE, key, each, None) for each in (shared, value) if each is not None]
+        if doomed:
+            execute(self.route, doomed, self.indexes)
+
+    def _execute(self) -> None:
+        """Execute the next steps, but for those that the desired state or an attachment has overtaken."""
+        steps: list[Step] = []
+        desired, known = self.desired.objects, self.known
+        while self._steps and len(steps) < CHUNK:
+            step = self._steps.popleft()
+            wanted = desired.get(step.key)
+            recreation = step.action is Action.DELETE and step.key[0] == LINK and wanted is not None
+            if recreation or wanted is step.new or wanted == step.new:
+                steps.append(step)
+            else:
+                self._dirty.add(step.key)
+        outcome = execute(self.route, steps, self.indexes)
+        for step in outcome.done:
+            self.failed.pop(step.key, None)
+            if step.new is not None:
+                known[step.key] = step.new
+                continue
+            known.pop(step.key, None)
+            if isinstance(step.old, VxlanLink):
+                self._forget_link(step.old.name)
+        self._journal.update([step.key for step in outcome.done])
+        self.failed.update(outcome.failed)
+        self.blocked |= outcome.blocked
+        self._stale |= outcome.stale
+        self._round.steps += len(outcome.done)
+
+    def _forget_link(self, name: str) -> None:
+        """Forget what the kernel dropped together with a link."""
+        known = self.known
+        for key in [key for key, value in known.items() if link_of(value) == name]:
+            del known[key]
+            self._journal.add(key)
+
+    def _note_ruleset(self) -> None:
+        changes, self.ruleset.changes = self.ruleset.changes, []
+        self._round.drift += [Difference("nft", _NFT_WRONG[action], subject) for action, subject in changes]

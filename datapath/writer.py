@@ -1,0 +1,397 @@
+"""The only one who changes the kernel: one thread, jobs for attachments before bulk, bulk in bounded pieces.
+
+Coroutines hand in what they want and wait; the thread owns the sync state (`datapath.sync`). Of changes to the same
+fragment only the latest is done. A job runs to its end even when its caller is cancelled. What the kernel refuses is
+reported, and tried again after a new reading, ever more rarely.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+
+from datapath.errors import DatapathError
+from datapath.kernel import Kernel
+from datapath.netlink.transport import Socket
+from datapath.netns import entered
+from datapath.nft.connection import Nft
+from datapath.reaper import Reaper
+from datapath.sync import Sync
+from datapath.underlay import read_links
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from datapath.describe import Difference
+    from datapath.desired import Fragment, FragmentKey, ObjectKey
+    from datapath.underlay import HostLink
+
+T = TypeVar("T")
+
+RETRY_SECONDS = 0.5
+"""Until what the kernel refused is tried again the first time; the time doubles up to RETRY_LIMIT_SECONDS."""
+RETRY_LIMIT_SECONDS = 30.0
+READING_RETRY_SECONDS = 0.1
+READING_TRIES = 10
+DRAIN_SECONDS = 5.0
+
+
+class Applied(NamedTuple):
+    """The outcome of `apply`: steps done, what the kernel refuses by now (object to error), and the time."""
+
+    steps: int
+    failures: Mapping[str, str]
+    seconds: float
+
+
+class Drift(NamedTuple):
+    """The outcome of `resync`: what was different though nobody wanted it so, and what the kernel refuses."""
+
+    reason: str
+    differences: tuple[Difference, ...]
+    failures: Mapping[str, str]
+    seconds: float
+
+
+class StoppedError(DatapathError):
+    """The writer is stopping: nothing is changed any more."""
+
+
+class _Waiter(NamedTuple):
+    """Who waits for the kernel to be in line; `began` is a time.monotonic()."""
+
+    future: Future[object]
+    began: float
+    reason: str | None
+
+
+class Writer:
+    """Changes the kernel of one network namespace.
+
+    Until `adopt` and an `apply` with `complete` nothing is deleted that no change named, and nftables is not touched:
+    what an earlier process left stays as it is while it is not known what is still wanted.
+
+    Args:
+        namespace: descriptor of it; None is that of the thread that calls `run`.
+        report: called on the event loop with what the kernel refuses (object to error) whenever that changes.
+    """
+
+    def __init__(
+        self,
+        *,
+        namespace: int | None = None,
+        report: Callable[[Mapping[str, str]], None] | None = None,
+    ) -> None:
+        self._namespace = namespace
+        self._report = report
+        self._condition = threading.Condition()
+        self._jobs: deque[tuple[Callable[[Kernel], object], Future[object]]] = deque()
+        self._queries: deque[tuple[Callable[[Sync], object], Future[object]]] = deque()
+        self._changes: dict[FragmentKey, Fragment | None] = {}
+        self._waiters: list[_Waiter] = []
+        self._resync = False
+        self._stopping = False
+        self._adopted = self._complete = False
+        self._pace = _Pace()
+        self._reported: Mapping[str, str] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._bulk = 0
+        self.port = 0
+        """Netlink port of the writer's socket, by which a watcher tells its changes from others'."""
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """Waiting attachment jobs and bulk objects."""
+        return len(self._jobs), self._bulk + len(self._changes)
+
+    async def run(self) -> None:
+        """Serve until cancelled; then finish what was asked for (DRAIN_SECONDS at most) and return.
+
+        Raises:
+            DatapathError: the sockets could not be opened.
+        """
+        self._loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = self._loop.create_future()
+        thread = threading.Thread(target=self._thread, args=(ended,), name="weft-writer", daemon=True)
+        thread.start()
+        try:
+            await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            with self._condition:
+                self._stopping = True
+                self._condition.notify()
+            await ended
+            raise
+
+    async def attachment(self, job: Callable[[Kernel], T]) -> T:
+        """Run a job on the writer's thread, ahead of bulk; it finishes even when the caller is cancelled.
+
+        Raises:
+            StoppedError: the writer is stopping; the job was not run.
+            Exception: whatever the job raised.
+        """
+        future: Future[object] = Future()
+        self._put(lambda: self._jobs.append((job, future)), future)
+        return cast("T", await _outcome(future))
+
+    async def adopt(self, fragments: Mapping[FragmentKey, Fragment]) -> None:
+        """Say what attachments exist (see `datapath.kernel.attachment_fragment`), once, before the first resync."""
+
+        def put() -> None:
+            self._changes.update(fragments)
+            self._adopted = self._resync = True
+
+        self._put(put)
+
+    async def apply(
+        self, changes: Mapping[FragmentKey, Fragment | None], *, complete: bool = False
+    ) -> Applied:
+        """Take changes into the desired state and return when the kernel was brought in line.
+
+        Args:
+            changes: fragments by key; None removes one.
+            complete: the desired state is whole with these: what nobody asked for may go from now on.
+
+        Raises:
+            DatapathError: the kernel could not be read.
+        """
+        future: Future[object] = Future()
+
+        def put() -> None:
+            self._changes.update(changes)
+            self._complete |= complete
+            self._waiters.append(_Waiter(future, time.monotonic(), None))
+
+        self._put(put, future)
+        return cast("Applied", await _outcome(future))
+
+    async def resync(self, reason: str) -> Drift:
+        """Read the kernel, repair what differs from the desired state, delete what is ours and not desired.
+
+        Raises:
+            DatapathError: the kernel could not be read.
+        """
+        future: Future[object] = Future()
+
+        def put() -> None:
+            self._resync = True
+            self._waiters.append(_Waiter(future, time.monotonic(), reason))
+
+        self._put(put, future)
+        return cast("Drift", await _outcome(future))
+
+    async def difference(self) -> tuple[Difference, ...]:
+        """Return how the kernel differs from the desired state now; changes nothing. Raises DatapathError."""
+        return await self.query(Sync.difference)
+
+    async def underlay(self) -> tuple[HostLink, ...]:
+        """Return the links of the machine that are not ours. Raises DatapathError."""
+        return await self.query(lambda sync: read_links(sync.route))
+
+    async def wants(self, keys: Iterable[ObjectKey]) -> bool:
+        """Whether any of these objects is desired: a notification about others is none of ours."""
+        return await self.query(lambda sync: sync.wants(keys))
+
+    async def disturbed(self) -> bool:
+        """Whether somebody else changed nftables since our last commit. Raises DatapathError."""
+        return await self.query(lambda sync: sync.ruleset.disturbed())
+
+    async def query(self, question: Callable[[Sync], T]) -> T:
+        """Ask the sync state something, on its thread; the question must change nothing."""
+        future: Future[object] = Future()
+        self._put(lambda: self._queries.append((question, future)), future)
+        return cast("T", await _outcome(future))
+
+    def _put(self, put: Callable[[], None], future: Future[object] | None = None) -> None:
+        with self._condition:
+            if self._stopping:
+                error = StoppedError("the daemon is stopping; try again when it is back")
+                if future is None:
+                    raise error
+                future.set_exception(error)
+                return
+            put()
+            self._condition.notify()
+
+    # All below runs on the thread.
+
+    def _thread(self, ended: asyncio.Future[None]) -> None:
+        assert self._loop is not None
+        failure: BaseException | None = None
+        try:
+            with ExitStack() as stack:
+                if self._namespace is not None:
+                    stack.enter_context(entered(self._namespace))
+                reaper = Reaper()
+                reaper.start()
+                stack.callback(reaper.stop)
+                sync = Sync(stack.enter_context(Socket()), stack.enter_context(Nft()))
+                self.port = sync.route.port
+                self._serve(sync, Kernel(sync, reaper.wake))
+        except BaseException as error:  # noqa: BLE001 - it reaches the task that runs the writer
+            failure = error
+        with self._condition:
+            self._stopping = True
+        self._abandon()
+        self._loop.call_soon_threadsafe(_resolve, ended, failure)
+
+    def _serve(self, sync: Sync, kernel: Kernel) -> None:
+        deadline = float("inf")
+        while True:
+            with self._condition:
+                while not self._has_work(sync):
+                    if self._stopping:
+                        return
+                    self._condition.wait(self._pace.wait())
+                if self._stopping:
+                    deadline = min(deadline, time.monotonic() + DRAIN_SECONDS)
+                job = self._jobs.popleft() if self._jobs else None
+                query = self._queries.popleft() if self._queries and job is None else None
+            if job is not None:
+                _run(job[1], job[0], kernel)
+            elif query is not None:
+                _run(query[1], query[0], sync)
+            elif time.monotonic() > deadline:
+                return
+            else:
+                self._advance(sync)
+
+    def _has_work(self, sync: Sync) -> bool:
+        if self._jobs or self._queries or self._changes or self._resync or self._pace.due():
+            return True
+        # A reading that failed waits for its next try; only then is there anything to do.
+        return not self._pace.pausing and (not sync.idle or bool(self._waiters))
+
+    def _advance(self, sync: Sync) -> None:
+        """Do one piece of bulk work."""
+        with self._condition:
+            changes, self._changes = self._changes, {}
+            resync, self._resync = self._resync or self._pace.due(), False
+            sync.complete = self._adopted and self._complete
+        try:
+            if changes:
+                sync.change(changes)
+            if resync:
+                self._pace.begin()
+                sync.read_again(prune=sync.complete)
+            if not sync.idle:
+                sync.step()
+        except DatapathError as error:
+            self._pace.reading_failed()
+            if self._pace.hopeless:
+                self._settle_waiters(lambda waiter: waiter.future.set_exception(error))
+        self._bulk = sync.waiting
+        if sync.idle and not self._pace.pausing:
+            self._settle(sync)
+
+    def _settle(self, sync: Sync) -> None:
+        """Tell everybody who waits that all was done that can be done now."""
+        failures = sync.failures
+        self._pace.settled(failed=bool(failures))
+        with self._condition:
+            if self._changes or self._resync:
+                return
+        done = sync.take_round()
+        now = time.monotonic()
+
+        def tell(waiter: _Waiter) -> None:
+            seconds = now - waiter.began
+            outcome: Applied | Drift = Applied(done.steps, failures, seconds)
+            if waiter.reason is not None:
+                outcome = Drift(waiter.reason, tuple(done.drift), failures, seconds)
+            waiter.future.set_result(outcome)
+
+        self._settle_waiters(tell)
+        if failures != self._reported and self._report is not None and self._loop is not None:
+            self._reported = failures
+            self._loop.call_soon_threadsafe(self._report, failures)
+
+    def _settle_waiters(self, tell: Callable[[_Waiter], None]) -> None:
+        with self._condition:
+            waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            tell(waiter)
+
+    def _abandon(self) -> None:
+        """Tell everybody who still waits that nothing more will be done."""
+        error = StoppedError("the daemon stopped before this was done")
+        for future in [future for _, future in (*self._jobs, *self._queries)]:
+            future.set_exception(error)
+        self._settle_waiters(lambda waiter: waiter.future.set_exception(error))
+
+
+class _Pace:
+    """When to try again: after refusals by a reading, ever more rarely, and soon after a reading that failed."""
+
+    def __init__(self) -> None:
+        self._seconds = RETRY_SECONDS
+        self._at = float("inf")
+        self._failures = 0
+        self._paused = False
+
+    @property
+    def pausing(self) -> bool:
+        """Whether a reading failed and its next try is not due."""
+        return self._paused
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether so many readings failed that who waits should be told."""
+        return self._failures >= READING_TRIES
+
+    def due(self) -> bool:
+        """Whether a reading should be begun now."""
+        return time.monotonic() >= self._at
+
+    def wait(self) -> float | None:
+        """Return for how many seconds there is nothing to do; None when for ever."""
+        return max(0.0, self._at - time.monotonic()) if self._at != float("inf") else None
+
+    def begin(self) -> None:
+        """Note that a reading begins."""
+        self._at = float("inf")
+        self._paused = False
+
+    def reading_failed(self) -> None:
+        """Note that a reading failed."""
+        self._failures += 1
+        self._paused = True
+        self._at = time.monotonic() + READING_RETRY_SECONDS * self._failures
+
+    def settled(self, *, failed: bool) -> None:
+        """Note that all was done that could be."""
+        self._failures = 0
+        if not failed:
+            self._seconds, self._at = RETRY_SECONDS, float("inf")
+        elif self._at == float("inf"):
+            self._at = time.monotonic() + self._seconds
+            self._seconds = min(2 * self._seconds, RETRY_LIMIT_SECONDS)
+
+
+def _run(future: Future[object], function: Callable[[T], object], argument: T) -> None:
+    try:
+        future.set_result(function(argument))
+    except BaseException as error:  # noqa: BLE001 - it belongs to the caller
+        future.set_exception(error)
+
+
+async def _outcome(future: Future[object]) -> object:
+    """Wait for a future that goes on when the caller is cancelled."""
+    wrapped = asyncio.wrap_future(future)
+    # When nobody waits any more, an exception has no taker, which is no fault.
+    wrapped.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(wrapped)
+
+
+def _resolve(ended: asyncio.Future[None], failure: BaseException | None) -> None:
+    if ended.done():
+        return
+    if failure is None:
+        ended.set_result(None)
+    else:
+        ended.set_exception(failure)
