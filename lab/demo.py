@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _READY_SECONDS = 60.0
 _LOG_LINES = 15
+_FOUND_SOMETHING = 1
+"""Exit status of weftctl that found something worth a look: its output says what."""
 
 
 def run_matrix(client: Client, console: Console) -> list[dict[str, Any]]:
@@ -116,7 +118,7 @@ def weftctl(client: Client, node: str, *arguments: str) -> str:
         )
     except subprocess.TimeoutExpired as error:
         raise LabError(f"weftctl {' '.join(arguments)} on {node} does not answer") from error
-    if done.returncode != 0 and not (arguments[0] == "diff" and done.stdout):
+    if done.returncode not in (0, _FOUND_SOMETHING):
         raise LabError(
             f"weftctl {' '.join(arguments)} on {node} failed: {done.stderr.strip() or done.stdout.strip()}"
         )

@@ -17,7 +17,8 @@ from typing import Any
 
 from lab.errors import LabError
 
-DIRECTORY = Path("/run/weft-lab")
+DIRECTORY = Path(os.environ.get("WEFT_LAB_STATE") or "/run/weft-lab")
+"""Where `weft-lab` keeps its lab; the environment variable allows a second one beside it."""
 
 
 def start_time(pid: int) -> str:

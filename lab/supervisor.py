@@ -258,8 +258,10 @@ def main() -> None:
     except LabError as error:
         say("error", str(error))
         sys.exit(1)
+    # Whoever started us may wait for the end of our standard error.
+    with open(options.state / "lab.log", "ab") as output:
+        os.dup2(output.fileno(), sys.stderr.fileno())
     logging.basicConfig(
-        filename=options.state / "lab.log",
         level="INFO",
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
