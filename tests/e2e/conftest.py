@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.e2e.cluster.build import BuildError
-from tests.e2e.cluster.cluster import Cluster, condition, running
+from tests.e2e.cluster.cluster import condition, running
 from tests.e2e.cluster.processes import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.e2e.cluster.api import Object
+    from tests.e2e.cluster.cluster import Cluster
     from tests.e2e.cluster.node import Node
 
 
@@ -34,14 +36,11 @@ def bare() -> Iterator[Cluster]:
 def before(bare: Cluster) -> dict[str, Object]:
     """The Ready condition of each node before Weft was there."""
 
-    def reported(name: str) -> Object | None:
+    def reported(name: str) -> Object:
         found = condition(bare.node(name), "Ready")
-        return found if "cni plugin not initialized" in str(found.get("message")) else None
+        return found if "cni plugin not initialized" in str(found.get("message")) else {}
 
-    return {
-        name: wait_for(f"{name} to miss its network", lambda name=name: reported(name)) or {}
-        for name in bare.nodes
-    }
+    return {name: wait_for(f"{name} to miss its network", partial(reported, name)) for name in bare.nodes}
 
 
 @pytest.fixture(scope="session")

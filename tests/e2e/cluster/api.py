@@ -1,4 +1,4 @@
-"""The Kubernetes API as the tests use it: JSON over HTTPS with the administrator's certificate; exec and logs of pods."""
+"""The Kubernetes API as the tests use it: JSON over HTTPS as administrator; exec and logs of pods."""
 
 from __future__ import annotations
 
@@ -44,7 +44,12 @@ class Api:
         )
 
     def text(
-        self, method: str, path: str, body: Object | None = None, kind: str = "application/json", timeout: float = 10
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        kind: str = "application/json",
+        timeout: float = 10,
     ) -> str:
         """Sends one request.
 
@@ -103,7 +108,9 @@ class Api:
         return asyncio.run(asyncio.wait_for(self._execute(pod, command, namespace), timeout))
 
     async def _execute(self, pod: str, command: tuple[str, ...], namespace: str) -> Answer:
-        query = urllib.parse.urlencode([("command", word) for word in command] + [("stdout", "1"), ("stderr", "1")])
+        query = urllib.parse.urlencode(
+            [("command", word) for word in command] + [("stdout", "1"), ("stderr", "1")]
+        )
         url = f"{self.server}/api/v1/namespaces/{namespace}/pods/{pod}/exec?{query}"
         streams = {STDOUT: b"", STDERR: b"", ERROR: b""}
         try:

@@ -63,7 +63,9 @@ def kubernetes() -> Path:
     Raises:
         BuildError: Go is missing, or the build fails.
     """
-    identity = hashlib.sha256(b"".join((SOURCES / name).read_bytes() for name in ("go.mod", "go.sum", "main.go")))
+    identity = hashlib.sha256(
+        b"".join((SOURCES / name).read_bytes() for name in ("go.mod", "go.sum", "main.go"))
+    )
     directory = CACHE / f"kubernetes-{identity.hexdigest()[:12]}"
     with _locked(CACHE / "build.lock"):
         if directory.exists():
@@ -146,7 +148,9 @@ def image() -> Path:
             with tarfile.open(path.with_suffix(".part"), "w") as archive:
                 _file(archive, f"{digest}/layer.tar", layer)
                 _file(archive, f"{name}.json", config)
-                manifest = [{"Config": f"{name}.json", "RepoTags": [IMAGE], "Layers": [f"{digest}/layer.tar"]}]
+                manifest = [
+                    {"Config": f"{name}.json", "RepoTags": [IMAGE], "Layers": [f"{digest}/layer.tar"]}
+                ]
                 _file(archive, "manifest.json", json.dumps(manifest).encode())
             path.with_suffix(".part").rename(path)
     return path

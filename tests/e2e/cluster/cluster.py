@@ -1,4 +1,4 @@
-"""The whole cluster: comes up from nothing in seconds, goes away completely, and cleans up after runs that were killed."""
+"""The whole cluster: up from nothing in seconds, gone completely, even after a run that was killed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ class Pod:
 
 
 def pod_manifest(name: str, node: str | None = None, *, serve: bool = False, **metadata: Any) -> Object:
-    """A pod of the tests' image; one that serves tells HTTP clients their address, and is probed by its kubelet."""
+    """A pod of the tests' image; one that serves tells clients their address and is probed by kubelet."""
     container: Object = {"name": "main", "image": build.IMAGE, "imagePullPolicy": "Never"}
     if serve:
         container |= {
@@ -106,7 +107,11 @@ class Cluster:
         for node in nodes:
             node.install_weft(self.kubeconfig, **configuration)
         for node in nodes:
-            wait_for(f"{node.name} to be Ready", lambda node=node: is_ready(self.node(node.name)), state=node.weft.tail)
+            wait_for(
+                f"{node.name} to be Ready",
+                partial(self.node_is_ready, node.name),
+                state=node.weft.tail,
+            )
 
     def remove_node(self, node: Node) -> None:
         """Cuts the node's power and deletes its Node object."""
@@ -115,8 +120,15 @@ class Cluster:
         self.api.delete(f"/api/v1/nodes/{node.name}")
         shutil.rmtree(node.directory, ignore_errors=True)
 
+    def stop_nodes(self) -> None:
+        for node in self.nodes.values():
+            node.stop()
+
     def node(self, name: str) -> Object:
         return self.api.get(f"/api/v1/nodes/{name}")
+
+    def node_is_ready(self, name: str) -> bool:
+        return is_ready(self.node(name))
 
     def create_pod(self, name: str, node: str | None = None, *, serve: bool = True) -> Pod:
         """Creates a pod and waits until it is ready, which its kubelet's probe decides if it serves."""
@@ -125,7 +137,9 @@ class Cluster:
 
     def await_pod(self, name: str) -> Pod:
         path = f"{PODS}/{name}"
-        wait_for(f"pod {name} to be ready", lambda: is_ready(self.api.get(path)), state=lambda: self.describe(name))
+        wait_for(
+            f"pod {name} to be ready", lambda: is_ready(self.api.get(path)), state=lambda: self.describe(name)
+        )
         pod = self.api.get(path)
         addresses = tuple(entry["ip"] for entry in pod["status"]["podIPs"])
         return Pod(name, pod["spec"]["nodeName"], addresses)
@@ -149,7 +163,11 @@ class Cluster:
         wait_for("pods to be gone", gone, timeout=timeout)
 
     def authorize_weft(self) -> None:
-        role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": WEFT_USER}}
+        role = {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRole",
+            "metadata": {"name": WEFT_USER},
+        }
         self.api.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", role | {"rules": WEFT_RULES})
         self.api.create(
             "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
@@ -157,7 +175,11 @@ class Cluster:
             | {
                 "kind": "ClusterRoleBinding",
                 "subjects": [{"kind": "User", "name": WEFT_USER, "apiGroup": "rbac.authorization.k8s.io"}],
-                "roleRef": {"kind": "ClusterRole", "name": WEFT_USER, "apiGroup": "rbac.authorization.k8s.io"},
+                "roleRef": {
+                    "kind": "ClusterRole",
+                    "name": WEFT_USER,
+                    "apiGroup": "rbac.authorization.k8s.io",
+                },
             },
         )
 
@@ -203,7 +225,7 @@ def running(nodes: int) -> Iterator[Cluster]:
         weft = control.authority.sign(WEFT_USER, f"/CN={WEFT_USER}")
         cluster = Cluster(control, programs, image, control.authority.kubeconfig(URL, weft))
         cluster.authorize_weft()
-        stack.callback(lambda: [node.stop() for node in cluster.nodes.values()])
+        stack.callback(cluster.stop_nodes)
         for _ in range(nodes):
             cluster.add_node()
         yield cluster

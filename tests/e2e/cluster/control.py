@@ -1,4 +1,4 @@
-"""The control plane: etcd, kube-apiserver, kube-controller-manager and kube-scheduler, in the tests' own namespace."""
+"""The control plane: etcd, API server, controller manager and scheduler, in the tests' own namespace."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ class ControlPlane:
             authority,
             Api(URL, authority, administrator),
             Program("etcd", etcd, directory / "etcd.log"),
-            Program("kube-apiserver", [programs / "kube-apiserver", *server], directory / "kube-apiserver.log"),
+            Program(
+                "kube-apiserver", [programs / "kube-apiserver", *server], directory / "kube-apiserver.log"
+            ),
             component(
                 "kube-controller-manager",
                 f"--cluster-cidr={POD_CIDRS}",

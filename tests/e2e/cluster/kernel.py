@@ -1,4 +1,4 @@
-"""What a node's kernel holds, as text that can be compared: links, addresses, routes, neighbours, rules, namespaces."""
+"""What a node's kernel holds, as text that can be compared: links, addresses, routes, rules, namespaces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from tests.e2e.cluster.node import Node
 
 # What changes by itself: the state of entries the kernel learned, counters, ages, handles.
-VOLATILE = re.compile(r"\s*(counter packets \d+ bytes \d+|# handle \d+|expires \S+|(valid|preferred)_lft \S+)")
+VOLATILE = re.compile(
+    r"\s*(counter packets \d+ bytes \d+|# handle \d+|expires \S+|(valid|preferred)_lft \S+)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ def holdings(node: Node) -> Holdings:
         ),
         routes=frozenset(VOLATILE.sub("", line) for part in routes for line in part.splitlines()),
         neighbours=frozenset(line for part in neighbours for line in part.splitlines()),
-        rules=frozenset(VOLATILE.sub("", line).strip() for line in node.run("nft", "list", "ruleset").splitlines()),
+        rules=frozenset(
+            VOLATILE.sub("", line).strip() for line in node.run("nft", "list", "ruleset").splitlines()
+        ),
         namespaces=frozenset(node.files("/run/netns")),
     )

@@ -1,6 +1,6 @@
-"""The wires of the cluster: a namespace with a bridge for the control plane, and one namespace per node on it.
+"""The wires of the cluster: a namespace with a bridge for the control plane, one namespace per node on it.
 
-The tests themselves move into the control plane's namespace, so nothing is ever added to the machine's own network.
+The tests move into the control plane's namespace, so nothing is ever added to the machine's own network.
 """
 
 from __future__ import annotations

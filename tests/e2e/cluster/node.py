@@ -1,4 +1,4 @@
-"""A node: namespaces of its own for network, mounts, processes and host name; in them containerd, kubelet and Weft."""
+"""A node: own namespaces for network, mounts, processes, host name; in them containerd, kubelet, Weft."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 from tests.e2e.cluster import network
 from tests.e2e.cluster.build import IMAGE
 from tests.e2e.cluster.control import URL
-from tests.e2e.cluster.processes import Program, only_child, run, wait_for
+from tests.e2e.cluster.processes import Program, run, wait_for
 
 if TYPE_CHECKING:
     from tests.e2e.cluster.pki import Authority
 
 ROOT = Path(__file__).resolve().parents[3]
 
-# The first process of a node. It gives the node its own writable /etc, /opt and /var over the machine's, and its own /run,
-# /proc and /sys, then waits for ever: as process 1 it adopts what loses its parent, and a shell that waits reaps.
+# The first process of a node. It gives the node its own writable /etc, /opt and /var over the machine's, and
+# its own /run, /proc and /sys, then waits for ever: process 1 adopts orphans, and a waiting shell reaps them.
 FIRST_PROCESS = """
 set -eu
 mount --make-rprivate /
@@ -65,7 +65,10 @@ def kubelet_configuration(authority: Authority, certificate: Path, key: Path) ->
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        "authentication": {"anonymous": {"enabled": False}, "x509": {"clientCAFile": str(authority.certificate)}},
+        "authentication": {
+            "anonymous": {"enabled": False},
+            "x509": {"clientCAFile": str(authority.certificate)},
+        },
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": str(certificate),
         "tlsPrivateKeyFile": str(key),
@@ -103,7 +106,16 @@ class Node:
             f"first process of {self.name}",
             [
                 *("nsenter", f"--net=/run/netns/{network.namespace(self.number)}"),
-                *("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "private"),
+                *(
+                    "unshare",
+                    "--mount",
+                    "--uts",
+                    "--pid",
+                    "--fork",
+                    "--kill-child",
+                    "--propagation",
+                    "private",
+                ),
                 *("/bin/sh", "-c", FIRST_PROCESS, "sh", self.directory, self.name),
             ],
             self.directory / "first.log",
@@ -120,7 +132,17 @@ class Node:
 
     def inside(self, *command: str | Path) -> list[str | Path]:
         """A command line that runs the command in the node."""
-        return ["nsenter", "--target", str(self.first.pid), "--mount", "--uts", "--net", "--pid", "--", *command]
+        return [
+            "nsenter",
+            "--target",
+            str(self.first.pid),
+            "--mount",
+            "--uts",
+            "--net",
+            "--pid",
+            "--",
+            *command,
+        ]
 
     def run(self, *command: str | Path, check: bool = True, timeout: float = 60) -> str:
         """Runs a command in the node and returns its output; paths are to be absolute."""
@@ -133,12 +155,23 @@ class Node:
         """Starts the node up to its kubelet; it registers, and stays NotReady without a network."""
         network.add_node(self.number)
         self.first.start()
-        wait_for(f"{self.name}'s namespaces", (self.directory / "up").exists, state=self.first.tail, timeout=10, pause=0.02)
+        wait_for(
+            f"{self.name}'s namespaces",
+            (self.directory / "up").exists,
+            state=self.first.tail,
+            timeout=10,
+            pause=0.02,
+        )
         (self.directory / "containerd.toml").write_text(CONTAINERD)
-        self.containerd = self.program("containerd", "containerd", "--config", self.directory / "containerd.toml")
+        self.containerd = self.program(
+            "containerd", "containerd", "--config", self.directory / "containerd.toml"
+        )
         self.containerd.start()
         wait_for(
-            f"{self.name}'s containerd", lambda: self.run("ctr", "version"), state=self.containerd.tail, pause=0.05
+            f"{self.name}'s containerd",
+            lambda: self.run("ctr", "version"),
+            state=self.containerd.tail,
+            pause=0.05,
         )
         self.run("ctr", "--namespace", "k8s.io", "images", "import", image)
         self._start_kubelet()
@@ -162,7 +195,7 @@ class Node:
         self.kubelet.start()
 
     def install_weft(self, kubeconfig: Path, **configuration: object) -> None:
-        """Puts the shim in place and starts the daemon: what the DaemonSet does on a node of a user's cluster."""
+        """Puts the shim in place and starts the daemon: what the DaemonSet does on a user's node."""
         for name in ("weft", "loopback"):
             self.run("install", "-m", "0755", ROOT / "build" / "weft", f"/opt/cni/bin/{name}")
         content = json.dumps({"kubeconfig": str(kubeconfig), "nodeName": self.name, **configuration})

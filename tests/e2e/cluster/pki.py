@@ -46,7 +46,16 @@ class Authority:
         authority = cls(directory)
         _openssl(
             *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-keyout", directory / "ca.key", "-out", authority.certificate, "-days", DAYS, "-subj", "/CN=weft-e2e"),
+            *(
+                "-keyout",
+                directory / "ca.key",
+                "-out",
+                authority.certificate,
+                "-days",
+                DAYS,
+                "-subj",
+                "/CN=weft-e2e",
+            ),
         )
         accounts = authority.service_accounts
         _openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", accounts.key)
@@ -87,7 +96,10 @@ class Authority:
             "users": [
                 {
                     "name": "user",
-                    "user": {"client-certificate": str(identity.certificate), "client-key": str(identity.key)},
+                    "user": {
+                        "client-certificate": str(identity.certificate),
+                        "client-key": str(identity.key),
+                    },
                 }
             ],
             "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "user"}}],

@@ -1,6 +1,6 @@
 """Starts the cluster's programs so that none outlives the tests, and waits for what they bring about.
 
-Every program is told by the kernel to die with the process that started it: even a killed test run leaves none behind.
+The kernel is told to end every program with the process that started it: a killed run leaves none behind.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ClusterError(Exception):
 class Program:
     """One program, started and stopped any number of times, with one log file.
 
-    `nested` says that the arguments begin with a command that forks to enter a PID namespace: signals are for its child.
+    `nested`: the arguments begin with a command that forks to enter a PID namespace; signals go to its child.
     """
 
     name: str
@@ -145,6 +145,6 @@ def wait_for(
         except (OSError, ClusterError, subprocess.TimeoutExpired) as failure:
             error = failure
         if time.monotonic() > deadline:
-            known = f"; found: {state()}" if state else ""
+            known = f"; known is:\n{state()}" if state else ""
             raise ClusterError(f"waited {timeout:.0f} s in vain for {what}{known}") from error
         time.sleep(pause)

@@ -1,0 +1,194 @@
+"""The daemon restarts, is killed, loses its API server; nodes come and go: pods talk on, nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.cluster.cluster import PODS, pod_manifest
+from tests.e2e.cluster.processes import Program, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.e2e.cluster.cluster import Cluster, Pod
+    from tests.e2e.cluster.node import Node
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def pair(cluster: Cluster) -> Iterator[tuple[Pod, Pod]]:
+    """A pod on each node."""
+    yield cluster.create_pod("left", "n1"), cluster.create_pod("right", "n2")
+    cluster.delete_pods()
+
+
+@contextlib.contextmanager
+def pinging(cluster: Cluster, pod: Pod, targets: list[str]) -> Iterator[None]:
+    """Pings from within a pod, ten times a second, for as long as the body runs; not one may be lost."""
+    node = cluster.nodes[pod.node]
+    found = [
+        line.split()[0]
+        for line in node.run("ctr", "-n", "k8s.io", "tasks", "list").splitlines()[1:]
+        if line.split()[0] in container_ids(cluster, pod)
+    ]
+    pid = node.run("ctr", "-n", "k8s.io", "tasks", "list").split(found[0])[1].split()[0]
+    pings = []
+    for target in targets:
+        log = node.directory / f"ping-{target.replace(':', '-')}.log"
+        log.unlink(missing_ok=True)
+        command = node.inside(
+            "nsenter", "--target", pid, "--net", "ping", "-n", "-i", "0.1", "-W", "2", target
+        )
+        pings.append(Program("ping", command, log, nested=True))
+    for ping in pings:
+        ping.start()
+    wait_for("the first answers", lambda: all("time=" in ping.tail() for ping in pings), timeout=10)
+    try:
+        yield
+    finally:
+        time.sleep(0.5)
+        for ping in pings:
+            ping.stop(signal.SIGINT)  # it prints its figures
+    for ping in pings:
+        figures = re.search(r"(\d+) packets transmitted, (\d+) (?:packets )?received", ping.tail())
+        assert figures, ping.tail()
+        assert int(figures[1]) - int(figures[2]) <= 1, ping.tail()  # the last one may have been under way
+
+
+def container_ids(cluster: Cluster, pod: Pod) -> list[str]:
+    statuses = cluster.api.get(f"{PODS}/{pod.name}")["status"]["containerStatuses"]
+    return [status["containerID"].removeprefix("containerd://") for status in statuses]
+
+
+def restart(node: Node) -> None:
+    node.weft.start()
+    wait_for(
+        f"weftd on {node.name} to be ready again",
+        lambda: node.run("/bin/busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:10256/readyz"),
+        timeout=30,
+        state=node.weft.tail,
+    )
+
+
+def test_a_restart_of_the_daemon_does_not_touch_traffic(cluster: Cluster, pair: tuple[Pod, Pod]) -> None:
+    left, right = pair
+    with pinging(cluster, left, list(right.addresses)):
+        for node in cluster.nodes.values():
+            node.weft.stop()
+            restart(node)
+    late = cluster.create_pod("late", "n2")
+    with pinging(cluster, left, list(late.addresses)):
+        pass
+
+
+def test_pods_deleted_while_the_daemon_is_dead_are_collected_on_its_return(
+    cluster: Cluster, pair: tuple[Pod, Pod]
+) -> None:
+    left, right = pair
+    victims = [cluster.create_pod(f"victim-{number}", "n2", serve=False) for number in range(3)]
+    node = cluster.nodes["n2"]
+    links = {link for link in node.ip("-o link show").split() if link.startswith("weft")}
+    with pinging(cluster, left, list(right.addresses)):
+        node.weft.kill()
+        started = time.monotonic()
+        cluster.delete_pods(*(pod.name for pod in victims))
+        assert time.monotonic() - started < 30
+        assert len(node.files("/run/weft/deletions")) == len(victims)
+        restart(node)
+        wait_for("the deletions to be worked off", lambda: not node.files("/run/weft/deletions"), timeout=10)
+    known = node.weftctl("attachments", "-o", "json")
+    routes = node.ip("route show") + node.ip("-6 route show")
+    for pod in victims:
+        for address in pod.addresses:
+            assert address not in known
+            assert address not in routes
+    wait_for(
+        "their links to go",
+        lambda: (
+            len([link for link in node.ip("-o link show").split() if link.startswith("weft")]) < len(links)
+        ),
+        timeout=10,
+    )
+
+
+def test_a_pod_created_while_the_daemon_is_dead_starts_on_its_return(cluster: Cluster) -> None:
+    node = cluster.nodes["n1"]
+    node.weft.kill()
+    cluster.api.create(PODS, pod_manifest("early", "n1"))
+
+    def refused() -> bool:
+        return "the Weft daemon is not running on this node" in cluster.describe("early")
+
+    wait_for("the attempt to fail clearly", refused, timeout=30, state=lambda: cluster.describe("early"))
+    assert node.files("/run/weft/deletions") == [], "an attempt that wired nothing leaves nothing to delete"
+    restart(node)
+    cluster.await_pod("early")
+    cluster.delete_pods()
+
+
+def test_an_outage_of_the_api_server_is_not_noticed_by_pods(cluster: Cluster, pair: tuple[Pod, Pod]) -> None:
+    left, right = pair
+    node = cluster.nodes["n1"]
+    with pinging(cluster, left, list(right.addresses)):
+        cluster.control.server.stop()
+        time.sleep(5)
+        health = node.run("/bin/busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:10256/readyz")
+        assert health is not None
+        cluster.control.server.start()
+        cluster.control.await_server()
+    cluster.create_pod("after", "n1")
+    wait_for(
+        "the daemon to be connected again",
+        lambda: '"api_server_connected": true' in node.weftctl("status", "-o", "json"),
+        timeout=60,
+        state=lambda: node.weftctl("status", "-o", "json"),
+    )
+
+
+def test_a_node_joins_and_leaves(cluster: Cluster, pair: tuple[Pod, Pod]) -> None:
+    left, right = pair
+    others = list(cluster.nodes.values())
+    with pinging(cluster, left, list(right.addresses)):
+        node = cluster.add_node()
+        cluster.install_weft([node])
+        pod = cluster.create_pod("third", node.name)
+        cidrs = cluster.node(node.name)["spec"]["podCIDRs"]
+        with pinging(cluster, left, list(pod.addresses)):
+            for other in others:
+                routes = other.ip("route show") + other.ip("-6 route show")
+                assert all(cidr in routes for cidr in cidrs)
+        cluster.remove_node(node)
+        cluster.api.delete(f"{PODS}/{pod.name}", gracePeriodSeconds=0)
+        for other in others:
+            wait_for(
+                f"{other.name} to forget {node.name}",
+                partial(has_no_traces, other, [*cidrs, *node.addresses]),
+                timeout=15,
+                state=partial(traces, other, [*cidrs, *node.addresses]),
+            )
+
+
+def has_no_traces(node: Node, texts: list[str]) -> bool:
+    return not traces(node, texts)
+
+
+def traces(node: Node, texts: list[str]) -> list[str]:
+    """Lines of routes, FDB, permanent neighbours and rules that still name what is gone."""
+    lines = "\n".join(
+        [
+            node.ip("route show table all"),
+            node.ip("-6 route show table all"),
+            node.run("bridge", "fdb", "show"),
+            node.run("nft", "list", "ruleset"),
+        ]
+    ).splitlines()
+    pattern = re.compile("|".join(rf"(?<![\d.:a-f]){re.escape(text)}(?![\d.:a-f])" for text in texts))
+    return [line for line in lines if pattern.search(line)]
