@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from datapath.desired import LinkAddress, Neighbour, PodLink, Route
-from datapath.errors import AttachError, DatapathError, InterfaceExistsError, NamespaceError, NetlinkError
+from datapath.errors import AttachError, DatapathError, InterfaceExistsError, NetlinkError
 from datapath.netlink.addresses import new_address
 from datapath.netlink.links import (
     IPV4_ARP_NOTIFY,
@@ -135,17 +135,18 @@ def attach(host: Socket, request: AttachRequest) -> Attached:
     started = time.perf_counter()
     namespace = open_namespace(request.netns)
     try:
-        index, pod_index = _create(host, request, namespace)
-        created = time.perf_counter()
         try:
+            index, pod_index = _create(host, request, namespace)
+            created = time.perf_counter()
             _wire_pod(request, namespace, pod_index)
             wired = time.perf_counter()
             host.batch(_host_messages(request, index), f"link {request.host_link} can't be set up")
-        except BaseException:
-            _destroy(host, index)
+        except InterfaceExistsError:
             raise
-    except NamespaceError:
-        raise
+        except BaseException:
+            # By name, as the error may have come before its index was known.
+            _destroy(host, request.host_link)
+            raise
     except (DatapathError, OSError) as error:
         if isinstance(error, AttachError):
             raise
@@ -231,8 +232,8 @@ def _find(where: Socket, link: int | str) -> LinkState | None:
         raise
 
 
-def _destroy(host: Socket, index: int) -> None:
-    errors = host.batch_collect((del_link(index),), f"link {index} can't be destroyed")
+def _destroy(host: Socket, link: int | str) -> None:
+    errors = host.batch_collect((del_link(link),), f"link {link} can't be destroyed")
     if errors and errors[0].code != errno.ENODEV:
         raise errors[0]
 
@@ -241,10 +242,10 @@ def _wire_pod(request: AttachRequest, namespace: int, index: int) -> None:
     """Set up the pod's end. IPv6 is switched on if an IPv6 address asks for it."""
     settings = f"net/ipv6/conf/{request.ifname}"
     with entered(namespace):
-        pod = Socket(bulk=False)
         # Before the link goes up: an inherited accept_ra=2 takes a default route from whoever offers one.
         _write_setting(f"{settings}/accept_ra", "0")
         _write_setting(f"{settings}/ndisc_notify", "1")
+        pod = Socket(bulk=False)
     with pod:
         messages = _pod_messages(request, index)
         action = f"{request.ifname} can't be set up in {request.netns}"
@@ -262,7 +263,11 @@ def _wire_pod(request: AttachRequest, namespace: int, index: int) -> None:
 def _host_messages(request: AttachRequest, index: int) -> list[Message]:
     """The neighbours come when both ends are up: an end without carrier drops what is not permanent."""
     link = request.host_link
-    messages = [set_link(index, up=True, alias=request.alias, settings=_HOST_SETTINGS)]
+    # Settings first: with the other end up, a link-local address would be generated at once.
+    messages = [
+        set_link(index, alias=request.alias, settings=_HOST_SETTINGS),
+        set_link(index, up=True),
+    ]
     for address in request.addresses:
         gateway = LinkAddress(link, GATEWAYS[len(address)], 8 * len(address))
         messages.append(new_address(gateway, index, prefix_route=False, link_scope=True))
