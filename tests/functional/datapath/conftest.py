@@ -62,9 +62,12 @@ class Node:
         what = ("-o link", "-o addr", "route show table all", "-6 route show table all", "neigh")
         text = "".join(run(f"{prefix} {part}") for prefix in prefixes for part in what)
         # What the loopback's being up brings is no remainder: the runtime brings it up as well.
-        # The operational state follows by itself, a little later.
-        text = re.sub(" state [A-Z]+ ", " ", text)
-        return "\n".join(line for line in text.splitlines() if " lo " not in line and " lo:" not in line)
+        # The kernel changes these by itself, a little later.
+        text = re.sub(" (state [A-Z]+|tentative|STALE|DELAY|PROBE|REACHABLE)(?= )", "", text)
+        text = re.sub("^.*(fe80::(?!1/128)|ff00::/8).*$", "", text, flags=re.MULTILINE)
+        return "\n".join(
+            line for line in text.splitlines() if line and " lo " not in line and " lo:" not in line
+        )
 
     def reap(self) -> None:
         """Destroy detached links now."""
