@@ -53,6 +53,8 @@ state = "/run/containerd"
 [plugins."io.containerd.grpc.v1.cri"]
   # Where the tests run in a container themselves, the score cannot be lowered.
   restrict_oom_score_adj = true
+  # Loading a profile needs more of the machine than a node here has.
+  disable_apparmor = true
   sandbox_image = "{IMAGE}"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/opt/cni/bin"
@@ -60,7 +62,9 @@ state = "/run/containerd"
 """
 
 
-def kubelet_configuration(authority: Authority, certificate: Path, key: Path) -> dict[str, object]:
+def kubelet_configuration(
+    authority: Authority, certificate: Path, key: Path, resolver: Path
+) -> dict[str, object]:
     """KubeletConfiguration for a node that shares its cgroups and its disk with the machine."""
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -82,7 +86,7 @@ def kubelet_configuration(authority: Authority, certificate: Path, key: Path) ->
         "imageGCHighThresholdPercent": 100,
         "maxPods": 200,
         "nodeStatusUpdateFrequency": "2s",
-        "resolvConf": "/etc/resolv.conf",
+        "resolvConf": str(resolver),
         "syncFrequency": "10s",
     }
 
@@ -181,7 +185,9 @@ class Node:
         identity = self.authority.sign(
             self.name, f"/O=system:nodes/CN=system:node:{self.name}", f"IP:{v4}", f"IP:{v6}"
         )
-        configuration = kubelet_configuration(self.authority, identity.certificate, identity.key)
+        resolver = self.directory / "resolv.conf"  # the machine's may point to a resolver that a node lacks
+        resolver.write_text(f"nameserver {network.SERVER[0]}\n")
+        configuration = kubelet_configuration(self.authority, identity.certificate, identity.key, resolver)
         path = self.directory / "kubelet.json"
         path.write_text(json.dumps(configuration))
         self.kubelet = self.program(
