@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from datapath.attachment import DOOMED_GROUP
-from datapath.desired import VETH_PREFIX
 from datapath.netlink.links import decode_link, get_links
+from datapath.observe import POD_LINK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,15 +14,13 @@ if TYPE_CHECKING:
     from datapath.netlink.links import LinkState
     from datapath.netlink.transport import Socket
 
-_NAME = re.compile(VETH_PREFIX + "[0-9a-f]{11}")
-
 
 def aliases(links: Iterable[LinkState]) -> dict[str, str]:
     """Return the alias of each pod link by its name; those that wait to be destroyed are none any more."""
     return {
         link.name: link.alias
         for link in links
-        if link.kind == "veth" and link.group != DOOMED_GROUP and _NAME.fullmatch(link.name)
+        if link.kind == "veth" and link.group != DOOMED_GROUP and POD_LINK.fullmatch(link.name)
     }
 
 

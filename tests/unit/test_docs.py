@@ -17,6 +17,7 @@ from daemon.cluster.store import NODE, SERVICE_CIDR
 from daemon.cni.errors import CODES
 from daemon.config import KEYS
 from daemon.metrics import Metrics
+from lab.__main__ import main as lab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,3 +163,12 @@ def test_make_targets_in_documents_exist(document: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"`make ([a-z0-9]+)", document.read_text(encoding="utf-8")):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{document.name} names make {target}"
+
+
+def test_every_command_of_the_lab_is_documented() -> None:
+    document = text("lab.md")
+    for name, command in commands(lab, "weft-lab"):
+        assert f"| `{name}` |" in document, f"docs/lab.md lacks {name}"
+        if name in {"weft-lab up", "weft-lab demo", "weft-lab apply"}:
+            for option in (each for each in command.params if isinstance(each, click.Option)):
+                assert option.opts[0] in document, f"docs/lab.md lacks {option.opts[0]} of {name}"
