@@ -1,4 +1,4 @@
-"""Keeps a cluster with Weft running for a developer: `python -m tests.e2e.cluster [NODES]`, as root, until Ctrl-C."""
+"""Keeps a cluster with Weft up for a developer: `python -m tests.e2e.cluster [NODES]`, as root."""
 
 from __future__ import annotations
 
