@@ -147,7 +147,7 @@ async def ask(net: int, destination: IpAddress, protocol: str, *, port: int = PO
         small.
     """
     try:
-        sock = apart(lambda: _asking(net, destination.version, protocol, exact=size > 0))
+        sock = client_socket(net, destination.version, protocol, exact=size > 0)
     except OSError as error:
         return Answer(fault=f"cannot make a socket: {error}")
     with sock:
@@ -170,10 +170,15 @@ def _payload(version: int, size: int) -> int:
     return max(1, size - (28 if version == 4 else 48))
 
 
-def _asking(net: int, version: int, protocol: str, *, exact: bool) -> socket.socket:
-    setns(net, CLONE_NEWNET)
-    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-    sock = socket.socket(_FAMILY[version], kind)
+def client_socket(net: int, version: int, protocol: str, *, exact: bool = False) -> socket.socket:
+    """An unconnected non-blocking socket in the network namespace `net`; `exact` forbids fragmentation."""
+
+    def make() -> socket.socket:
+        setns(net, CLONE_NEWNET)
+        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+        return socket.socket(_FAMILY[version], kind)
+
+    sock = apart(make)
     sock.setblocking(False)
     if exact:
         level, option = (
