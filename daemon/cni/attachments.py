@@ -237,6 +237,8 @@ class Attachments:
         records: list[Record] = []
         now = self.ipam.store.clock() / 1e9
         for link in _host_links(kernel.links()):
+            if not link.alias:
+                continue  # An ADD died before it set the alias, and told nobody: `collect` removes the link.
             try:
                 noted = alias.read(link.alias)
             except AliasError as error:

@@ -1,0 +1,260 @@
+"""Attachments as a state machine: ADD, DEL, dying sandboxes, and kills between any two steps.
+
+The kernel is a fake that keeps what was done before the kill; the database is the real one, reopened or lost.
+After each start everything must fit again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from daemon.cni.attachments import Attachments, Request
+from daemon.cni.errors import CniError, Code
+from daemon.cni.naming import names
+from ipam.allocator import Allocator
+from ipam.errors import ExhaustedError
+from ipam.pool import Pool
+from ipam.record import AttachmentKey, State
+from ipam.store import Store
+from tests.unit.daemon.cni.fakes import FakeKernel
+
+POOLS = (Pool(bytes((10, 0, 0, 0)), 28), Pool(b"\xfd" + bytes(15), 64))
+SIZE = POOLS[0].size
+SECOND = 1_000_000_000
+SANDBOXES = 20
+numbers = st.integers(0, SANDBOXES - 1)
+steps = st.integers(0, 14)
+
+
+class Killed(BaseException):
+    """The daemon was killed."""
+
+
+class Database:
+    """A connection that dies at a step, before the step's statement is done."""
+
+    def __init__(self, real: Any, step: Any) -> None:
+        self.real = real
+        self.step = step
+
+    def execute(self, *arguments: Any) -> Any:
+        self.step()
+        return self.real.execute(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+class Node(RuleBasedStateMachine):
+    """One node. `told` is what the runtime was told of each attachment, and so may rely on."""
+
+    @initialize()
+    def boot(self) -> None:
+        self.directory = tempfile.mkdtemp(prefix="weft-property-")
+        self.boots = 0
+        self.now = SECOND
+        self.fuse = -1
+        self.serial = 0
+        self.kernel = FakeKernel(step=self.step)
+        self.sandboxes: dict[int, tuple[str, AttachmentKey]] = {}
+        self.told: dict[AttachmentKey, tuple[bytes, ...]] = {}
+        self.unsure: set[AttachmentKey] = set()
+        self.start()
+
+    def teardown(self) -> None:
+        if hasattr(self, "directory"):
+            self.store.close()
+            shutil.rmtree(self.directory)
+
+    def step(self) -> None:
+        if self.fuse == 0:
+            raise Killed
+        self.fuse -= 1
+
+    @property
+    def path(self) -> str:
+        return os.path.join(self.directory, "state.db")
+
+    def start(self) -> None:
+        """What the daemon does when it starts, in its order."""
+        self.fuse = -1
+        self.store = Store(self.path, boot=f"boot-{self.boots}", clock=lambda: self.now)
+        self.store._database = Database(self.store._database, self.step)  # type: ignore[assignment]
+        self.attachments = Attachments(Allocator(self.store, cooldown=30), lives=self.kernel.lives)
+        if self.store.fresh:
+            assert self.attachments.rebuild(self.kernel) == ()
+        collected = self.attachments.collect(self.kernel)
+        assert collected.problems == []
+        assert collected.broken == []
+        assert all(record.state is State.ATTACHED for record in self.attachments.ipam.records())
+
+    def restart(self) -> None:
+        self.fuse = -1
+        self.store._database.real.close()  # type: ignore[attr-defined]
+        self.start()
+
+    def run(self, fuse: int, work: Any, *, lost: bool = False) -> bool:
+        """Do something with the daemon killed after so many steps; whether it got to the end."""
+        self.fuse = fuse
+        try:
+            work()
+        except Killed:
+            if lost:
+                self.lose_the_database()
+            else:
+                self.restart()
+            return False
+        finally:
+            self.fuse = -1
+        return True
+
+    def sandbox(self, number: int) -> tuple[str, AttachmentKey]:
+        """The sandbox of a number, made when there is none: each has a container id of its own."""
+        if number not in self.sandboxes:
+            self.serial += 1
+            netns = f"/run/netns/{number}-{self.serial}"
+            self.kernel.namespaces.add(netns)
+            self.sandboxes[number] = netns, AttachmentKey("weft", f"c{self.serial}", "eth0")
+        return self.sandboxes[number]
+
+    @rule(number=numbers, fuse=st.one_of(st.just(-1), steps), lost=st.booleans())
+    def add(self, number: int, fuse: int, lost: bool) -> None:
+        netns, key = self.sandbox(number)
+        if key in self.told:
+            return
+
+        def work() -> None:
+            request = Request(key, netns, POOLS, (), 1450, ("", "", ""))
+            try:
+                added = self.attachments.add(self.kernel, request)
+            except ExhaustedError:
+                assert len(self.attachments.ipam.records()) == SIZE
+                return
+            except CniError as error:
+                assert error.code is Code.ALREADY_ATTACHED  # noqa: PT017
+                assert key in self.unsure
+                return
+            self.told[key] = added.record.addresses
+            self.unsure.discard(key)
+
+        if not self.run(fuse, work, lost=lost):
+            # Nobody was told whether it was done. The runtime deletes it, sooner or later or never.
+            self.unsure.add(key)
+
+    @rule(number=numbers, fuse=st.one_of(st.just(-1), steps))
+    def delete(self, number: int, fuse: int) -> None:
+        if number not in self.sandboxes:
+            return
+        _, key = self.sandboxes[number]
+        self.told.pop(key, None)
+        self.unsure.add(key)
+        if self.run(fuse, lambda: self.attachments.delete(self.kernel, key)):
+            self.unsure.discard(key)
+            assert self.attachments.ipam.get(key) is None
+            assert names(key)[0] not in self.kernel.table
+
+    @rule(number=numbers)
+    def delete_again(self, number: int) -> None:
+        """A late DEL for a sandbox that is long gone takes nothing from the one that followed it."""
+        self.attachments.delete(
+            self.kernel, AttachmentKey("weft", f"c{max(0, self.serial - 30) - number}", "eth0")
+        )
+
+    @rule(number=numbers)
+    def sandbox_dies(self, number: int) -> None:
+        """Without a DEL, as runtimes do it."""
+        if number in self.sandboxes:
+            netns, key = self.sandboxes.pop(number)
+            self.kernel.remove_namespace(netns)
+            self.told.pop(key, None)
+            self.unsure.discard(key)
+
+    @rule(fuse=st.one_of(st.just(-1), steps))
+    def collect(self, fuse: int) -> None:
+        self.run(fuse, lambda: self.attachments.collect(self.kernel))
+
+    @rule()
+    def crash(self) -> None:
+        self.restart()
+
+    @rule()
+    def lose_the_database(self) -> None:
+        self.fuse = -1
+        self.store._database.real.close()  # type: ignore[attr-defined]
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.unlink(self.path + suffix)
+        self.start()
+
+    @precondition(lambda self: self.boots < 2)
+    @rule()
+    def reboot(self) -> None:
+        self.boots += 1
+        self.sandboxes.clear()
+        self.told.clear()
+        self.unsure.clear()
+        self.kernel.namespaces.clear()
+        self.kernel.table.clear()
+        self.restart()
+        assert self.attachments.ipam.records() == ()
+
+    @rule(seconds=st.integers(0, 100))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds * SECOND
+
+    @invariant()
+    def what_the_runtime_was_told_holds(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        for key, addresses in self.told.items():
+            record = self.attachments.ipam.get(key)
+            assert record is not None
+            assert record.state is State.ATTACHED
+            assert set(record.addresses) == set(addresses)
+            assert set(self.kernel.table[names(key)[0]].addresses) == set(addresses)
+
+    @invariant()
+    def no_address_is_held_twice(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        for holders in (self.attachments.ipam.records(), tuple(self.kernel.table.values())):
+            addresses = [address for holder in holders for address in holder.addresses]
+            assert len(addresses) == len(set(addresses))
+        held = {address for record in self.attachments.ipam.records() for address in record.addresses}
+        assert held.isdisjoint(self.store.released)
+
+    @invariant()
+    def no_link_is_without_a_record(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        known = {record.host_link for record in self.attachments.ipam.records()}
+        assert set(self.kernel.table) <= known
+        for record in self.attachments.ipam.records():
+            link = self.kernel.table.get(record.host_link)
+            # Where kill and loss of the database meet, half an attachment looks like a whole one.
+            assert (
+                link is None
+                or record.key in self.unsure
+                or (set(link.addresses), link.group) == (set(record.addresses), 0)
+            )
+
+    @rule()
+    def nothing_leaks(self) -> None:
+        """After a collection only what the runtime was told of is held."""
+        self.attachments.collect(self.kernel)
+        held = {record.key for record in self.attachments.ipam.records()}
+        assert set(self.told) <= held <= set(self.told) | self.unsure
+
+
+TestNode = Node.TestCase
+TestNode.settings = settings(
+    max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)

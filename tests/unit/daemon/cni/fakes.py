@@ -1,0 +1,108 @@
+"""A kernel in memory and a writer over it, with the interfaces of datapath's, for tests of daemon.cni."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from datapath.attachment import DOOMED_GROUP, Attached, Detached
+from datapath.errors import AttachError, InterfaceExistsError, NamespaceGoneError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from datapath.attachment import Attachment, AttachRequest
+
+T = TypeVar("T")
+
+
+@dataclass
+class FakeLink:
+    """A host veth; `peer` is namespace path and interface of its other end."""
+
+    name: str
+    peer: tuple[str, str]
+    mtu: int = 1450
+    alias: str = ""
+    group: int = 0
+    kind: str = "veth"
+    addresses: tuple[bytes, ...] = ()
+
+
+@dataclass
+class FakeKernel:
+    """Namespaces and links. `step` is called between any two changes and may raise."""
+
+    namespaces: set[str] = field(default_factory=set)
+    table: dict[str, FakeLink] = field(default_factory=dict)
+    step: Callable[[], None] = lambda: None
+    faults: tuple[str, ...] = ()
+    broken: str = ""
+    calls: list[str] = field(default_factory=list)
+
+    def attach(self, request: AttachRequest) -> Attached:
+        self.calls.append(f"attach {request.host_link}")
+        self.step()
+        if request.netns not in self.namespaces:
+            raise NamespaceGoneError(f"there is no network namespace at {request.netns}")
+        peer = (request.netns, request.ifname)
+        if any(link.peer == peer and link.group != DOOMED_GROUP for link in self.table.values()):
+            raise InterfaceExistsError(f"{request.netns} has an interface {request.ifname} already")
+        # A kill at any of these steps leaves what was done before it.
+        link = self.table[request.host_link] = FakeLink(request.host_link, peer, request.mtu)
+        self.step()
+        link.alias = request.alias
+        self.step()
+        if self.broken:
+            del self.table[request.host_link]
+            raise AttachError(self.broken)
+        link.addresses = request.addresses
+        self.step()
+        return Attached(1, 2, 0.001, 0.002, 0.003)
+
+    def detach(self, attachment: Attachment) -> Detached:
+        self.calls.append(f"detach {attachment.host_link}")
+        self.step()
+        link = self.table.get(attachment.host_link)
+        if link is None:
+            return Detached(False, 0.0)
+        if self.broken:
+            raise AttachError(self.broken)
+        link.group, link.alias, link.addresses = DOOMED_GROUP, "", ()
+        self.step()
+        del self.table[attachment.host_link]
+        self.step()
+        return Detached(True, 0.0)
+
+    def inspect(self, attachment: Attachment) -> tuple[str, ...]:
+        self.calls.append(f"inspect {attachment.host_link}")
+        return self.faults
+
+    def links(self) -> Sequence[FakeLink]:
+        return tuple(self.table.values())
+
+    def lives(self, path: str) -> bool:
+        return path in self.namespaces
+
+    def remove_namespace(self, path: str) -> None:
+        """As the kernel does it: the veths of a namespace go with it, and so do their other ends."""
+        self.namespaces.discard(path)
+        for name in [link.name for link in self.table.values() if link.peer[0] == path]:
+            del self.table[name]
+
+
+class FakeWriter:
+    """Runs jobs on one thread, in the order in which they come, to their end."""
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self.kernel = kernel
+        self._thread = ThreadPoolExecutor(1)
+
+    async def attachment(self, job: Callable[[FakeKernel], T]) -> T:
+        future = asyncio.get_running_loop().run_in_executor(self._thread, job, self.kernel)
+        return await asyncio.shield(future)
+
+    def close(self) -> None:
+        self._thread.shutdown()
