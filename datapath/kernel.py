@@ -5,12 +5,13 @@ Each act changes the kernel and the sync state together, so that the next diff f
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from datapath import attachment as wiring
 from datapath import inspection
 from datapath.attachment import host_objects
-from datapath.desired import Fragment, PodLink, SetElements
+from datapath.desired import Fragment, Route, SetElements
 from datapath.netlink.links import decode_link, get_links
 from datapath.nft.elements import interface, key
 from datapath.nft.rules import Family
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
     from datapath.sync import Sync
     from datapath.underlay import HostLink
 
+ATTACHMENT = "attachment"
 _FAMILIES = {4: Family.IPV4, 16: Family.IPV6}
 
 
 def attachment_key(host_link: str) -> FragmentKey:
     """Return the key of an attachment's fragment."""
-    return ("attachment", host_link)
+    return (ATTACHMENT, host_link)
 
 
 def attachment_fragment(attachment: Attachment, sources: tuple[Address, ...]) -> Fragment:
@@ -46,8 +48,24 @@ def attachment_fragment(attachment: Attachment, sources: tuple[Address, ...]) ->
         SetElements((int(_FAMILIES[len(address)]), TABLE), SOURCES, {key(name, address): b""})
         for address in attachment.addresses
     )
-    objects = (PodLink(attachment.host_link), *host_objects(attachment, sources))
+    objects = host_objects(attachment, sources)
     return Fragment(objects=objects, elements=elements)
+
+
+def readdressed(sync: Sync, sources: tuple[Address, ...]) -> dict[FragmentKey, Fragment | None]:
+    """Return the attachments' fragments that change when the node's addresses are these."""
+    by_size = {len(source): source for source in sources}
+    changes: dict[FragmentKey, Fragment | None] = {}
+    for name, fragment in sync.desired.items():
+        if name[0] != ATTACHMENT:
+            continue
+        objects = tuple(
+            replace(value, source=by_size.get(len(value.destination))) if isinstance(value, Route) else value
+            for value in fragment.objects
+        )
+        if objects != fragment.objects:
+            changes[name] = replace(fragment, objects=objects)
+    return changes
 
 
 class Kernel:

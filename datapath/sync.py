@@ -1,7 +1,8 @@
 """Brings the kernel in line with the desired state, in bounded pieces, and remembers what the kernel holds.
 
 Owns the sync state: desired, known, what is dirty, what failed. All of it lives on the writer's thread. There
-is one way for everything: what may differ is dirty, dirty keys are diffed and the steps executed. A change makes
+is one way for everything: what may differ is dirty, dirty keys are diffed and the steps executed. A change
+    makes
 its keys dirty, a reading makes everything dirty that is not as desired.
 """
 
@@ -188,7 +189,8 @@ class Sync:
 
     def _take_reading(self) -> None:
         observed, before = self._observed, self.known
-        # What was written between two pieces of the reading may be missing in it, or be in it though it is gone.
+        # What was written between two pieces of the reading may be missing in it, or be in it though it is
+        # gone.
         for key in self._journal:
             if key in before:
                 observed.objects[key] = before[key]

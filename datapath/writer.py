@@ -1,8 +1,8 @@
 """The only one who changes the kernel: one thread, jobs for attachments before bulk, bulk in bounded pieces.
 
-Coroutines hand in what they want and wait; the thread owns the sync state (`datapath.sync`). Of changes to the same
-fragment only the latest is done. A job runs to its end even when its caller is cancelled. What the kernel refuses is
-reported, and tried again after a new reading, ever more rarely.
+Coroutines hand in what they want and wait; the thread owns the sync state (`datapath.sync`). Of changes to
+the same fragment only the latest is done. A job runs to its end even when its caller is cancelled. What the
+kernel refuses is reported, and tried again after a new reading, ever more rarely.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from datapath.errors import DatapathError
-from datapath.kernel import Kernel
+from datapath.kernel import Kernel, readdressed
 from datapath.netlink.transport import Socket
 from datapath.netns import entered
 from datapath.nft.connection import Nft
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from datapath.describe import Difference
-    from datapath.desired import Fragment, FragmentKey, ObjectKey
+    from datapath.desired import Address, Fragment, FragmentKey, ObjectKey
     from datapath.underlay import HostLink
 
 T = TypeVar("T")
@@ -73,8 +73,8 @@ class _Waiter(NamedTuple):
 class Writer:
     """Changes the kernel of one network namespace.
 
-    Until `adopt` and an `apply` with `complete` nothing is deleted that no change named, and nftables is not touched:
-    what an earlier process left stays as it is while it is not known what is still wanted.
+    Until `adopt` and an `apply` with `complete` nothing is deleted that no change named, and nftables is not
+    touched: what an earlier process left stays as it is while it is not known what is still wanted.
 
     Args:
         namespace: descriptor of it; None is that of the thread that calls `run`.
@@ -94,6 +94,7 @@ class Writer:
         self._queries: deque[tuple[Callable[[Sync], object], Future[object]]] = deque()
         self._changes: dict[FragmentKey, Fragment | None] = {}
         self._waiters: list[_Waiter] = []
+        self._sources: tuple[Address, ...] | None = None
         self._resync = False
         self._stopping = False
         self._adopted = self._complete = False
@@ -140,7 +141,7 @@ class Writer:
         return cast("T", await _outcome(future))
 
     async def adopt(self, fragments: Mapping[FragmentKey, Fragment]) -> None:
-        """Say what attachments exist (see `datapath.kernel.attachment_fragment`), once, before the first resync."""
+        """Say what attachments exist (`datapath.kernel.attachment_fragment`), before the first resync."""
 
         def put() -> None:
             self._changes.update(fragments)
@@ -149,13 +150,19 @@ class Writer:
         self._put(put)
 
     async def apply(
-        self, changes: Mapping[FragmentKey, Fragment | None], *, complete: bool = False
+        self,
+        changes: Mapping[FragmentKey, Fragment | None],
+        *,
+        complete: bool = False,
+        sources: tuple[Address, ...] | None = None,
     ) -> Applied:
         """Take changes into the desired state and return when the kernel was brought in line.
 
         Args:
             changes: fragments by key; None removes one.
             complete: the desired state is whole with these: what nobody asked for may go from now on.
+            sources: the node's address per family, preferred source towards pods, for all attachments there
+                are; None leaves them as they are.
 
         Raises:
             DatapathError: the kernel could not be read.
@@ -165,6 +172,7 @@ class Writer:
         def put() -> None:
             self._changes.update(changes)
             self._complete |= complete
+            self._sources = sources if sources is not None else self._sources
             self._waiters.append(_Waiter(future, time.monotonic(), None))
 
         self._put(put, future)
@@ -271,11 +279,14 @@ class Writer:
         """Do one piece of bulk work."""
         with self._condition:
             changes, self._changes = self._changes, {}
+            sources, self._sources = self._sources, None
             resync, self._resync = self._resync or self._pace.due(), False
             sync.complete = self._adopted and self._complete
         try:
             if changes:
                 sync.change(changes)
+            if sources is not None:
+                sync.change(readdressed(sync, sources))
             if resync:
                 self._pace.begin()
                 sync.read_again(prune=sync.complete)
@@ -284,7 +295,7 @@ class Writer:
         except DatapathError as error:
             self._pace.reading_failed()
             if self._pace.hopeless:
-                self._settle_waiters(lambda waiter: waiter.future.set_exception(error))
+                self._fail_waiters(error)
         self._bulk = sync.waiting
         if sync.idle and not self._pace.pausing:
             self._settle(sync)
@@ -317,16 +328,19 @@ class Writer:
         for waiter in waiters:
             tell(waiter)
 
+    def _fail_waiters(self, error: DatapathError) -> None:
+        self._settle_waiters(lambda waiter: waiter.future.set_exception(error))
+
     def _abandon(self) -> None:
         """Tell everybody who still waits that nothing more will be done."""
         error = StoppedError("the daemon stopped before this was done")
         for future in [future for _, future in (*self._jobs, *self._queries)]:
             future.set_exception(error)
-        self._settle_waiters(lambda waiter: waiter.future.set_exception(error))
+        self._fail_waiters(error)
 
 
 class _Pace:
-    """When to try again: after refusals by a reading, ever more rarely, and soon after a reading that failed."""
+    """When to try again: after refusals ever more rarely, soon after a reading that failed."""
 
     def __init__(self) -> None:
         self._seconds = RETRY_SECONDS

@@ -1,0 +1,156 @@
+"""The compiled state of the whole network: what each fragment is by now, and which of them a change concerns.
+
+No I/O and no time: given all nodes, the names of those that changed and the machine's links, it returns the
+fragments that are different from before. Compiling everything anew gives the same result.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from daemon.compile.local import IPV6, compile_local, tunnel_family, underlay_addresses
+from daemon.compile.masquerade import sets_fragment
+from daemon.compile.overlay import local_fragment, remote
+from datapath.nft.tables import TableOptions, node_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from daemon.cluster.model import Node
+    from daemon.compile.local import LocalNetwork, Problem
+    from daemon.compile.overlay import Remote
+    from daemon.config import Config
+    from datapath.desired import Address, Fragment, FragmentKey
+    from datapath.underlay import HostLink
+
+LOCAL: FragmentKey = ("local",)
+SETS: FragmentKey = ("sets",)
+
+
+def node_key(name: str) -> FragmentKey:
+    """Return the key of a remote node's fragment."""
+    return ("node", name)
+
+
+class Network:
+    """The network as it was compiled last.
+
+    Attributes:
+        local: this node's part; None while it can't be known.
+        remotes: what each other node needs here.
+    """
+
+    def __init__(self, node_name: str, config: Config) -> None:
+        self.local: LocalNetwork | None = None
+        self.remotes: dict[str, Remote] = {}
+        self._node_name = node_name
+        self._config = config
+        self._tables = node_tables(TableOptions(vxlan_port=config.vxlan_port, masquerade=config.masquerade))
+        self._nodes: dict[str, Node] = {}
+        self._links: Sequence[HostLink] = ()
+        self._only_ipv6: set[str] = set()
+        self._local_problems: tuple[Problem, ...] = ()
+
+    def update(
+        self, nodes: Mapping[str, Node], changed: Iterable[str], links: Sequence[HostLink]
+    ) -> dict[FragmentKey, Fragment | None]:
+        """Take in changes and return the fragments that are different now; None for one that is to go.
+
+        Args:
+            nodes: all nodes.
+            changed: names of nodes that may have changed, come or gone since the last call.
+            links: the links of this machine that are not ours.
+        """
+        dirty = {name for name in changed if self._nodes.get(name) != nodes.get(name)}
+        before = self.local
+        if self._node_name in dirty or links != self._links:
+            self._only_ipv6 = {name for name in nodes if self._needs_ipv6(nodes, name)}
+        else:
+            self._only_ipv6 = {
+                *(self._only_ipv6 - dirty),
+                *(name for name in dirty if self._needs_ipv6(nodes, name)),
+            }
+        self._links = links
+        reach_changed = self._take(nodes, dirty)
+        self._compile_local(nodes)
+        if self.local is None:
+            return {}
+        changes: dict[FragmentKey, Fragment | None] = {}
+        if self.local != before:
+            changes[LOCAL] = local_fragment(self.local, self._tables)
+            dirty = {*nodes, *self.remotes}
+        directs = self._compile_remotes(self.local, nodes, dirty, changes)
+        if reach_changed or directs or self.local != before:
+            changes[SETS] = sets_fragment(self.local, nodes, self._direct(), self._config)
+        return changes
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what hinders the network now."""
+        yield from self._local_problems
+        for each in self.remotes.values():
+            yield from each.problems
+
+    def _needs_ipv6(self, nodes: Mapping[str, Node], name: str) -> bool:
+        """Whether a peer can be reached by VXLAN over IPv6 only."""
+        own, other = nodes.get(self._node_name), nodes.get(name)
+        if own is None or other is None or other is own:
+            return False
+        family = tunnel_family(underlay_addresses(own), underlay_addresses(other))
+        return family == IPV6
+
+    def _take(self, nodes: Mapping[str, Node], dirty: Iterable[str]) -> bool:
+        """Remember nodes; returns whether one changed in what the sets depend on."""
+        reach_changed = False
+        for name in dirty:
+            old, new = self._nodes.get(name), nodes.get(name)
+            if new is None:
+                self._nodes.pop(name, None)
+            else:
+                self._nodes[name] = new
+            reach_changed |= old is None or new is None or _reach(old) != _reach(new)
+        return reach_changed
+
+    def _compile_local(self, nodes: Mapping[str, Node]) -> None:
+        local, self._local_problems = compile_local(
+            self._node_name,
+            nodes.get(self._node_name),
+            self._links,
+            self._config,
+            vxlan6=bool(self._only_ipv6),
+            previous=self.local,
+        )
+        # Without a Node (deleted by mistake, say) the network stays as it was: running pods need it.
+        self.local = local or self.local
+
+    def _compile_remotes(
+        self,
+        local: LocalNetwork,
+        nodes: Mapping[str, Node],
+        names: Iterable[str],
+        changes: dict[FragmentKey, Fragment | None],
+    ) -> bool:
+        """Compile nodes into `changes`; returns whether the set of direct addresses changed."""
+        directs = False
+        for name in names:
+            if name == self._node_name:
+                continue
+            old, node = self.remotes.get(name), nodes.get(name)
+            if node is None:
+                if old is not None:
+                    del self.remotes[name]
+                    changes[node_key(name)] = None
+                    directs |= bool(old.direct)
+                continue
+            new = remote(local, node)
+            directs |= new.direct != (old.direct if old is not None else ())
+            self.remotes[name] = new
+            if old is None or new.fragment != old.fragment:
+                changes[node_key(name)] = new.fragment
+        return directs
+
+    def _direct(self) -> set[Address]:
+        return {address for each in self.remotes.values() for address in each.direct}
+
+
+def _reach(node: Node) -> tuple[object, ...]:
+    return (node.internal_ips, node.underlay, node.pod_cidrs)

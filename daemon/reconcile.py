@@ -1,0 +1,274 @@
+"""Keeps the node's network in line with the cluster: compiles what changed and hands it to the writer.
+
+One loop for everything: a changed Node, a changed underlay, a notification of the kernel, the timer. What it
+    does
+depends on what is, not on what happened: the happenings only say what to look at. Owns the compiled state;
+    knows no
+netlink and no API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from daemon.cluster.store import NODE
+from daemon.compile.network import Network
+from daemon.findings import Finding
+from datapath.errors import DatapathError
+from datapath.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from daemon.cluster.store import Store, Subscription
+    from daemon.compile.local import LocalNetwork
+    from daemon.config import Config
+    from daemon.findings import Findings
+    from daemon.metrics import Metrics
+    from datapath.desired import Fragment, FragmentKey
+    from datapath.underlay import HostLink
+    from datapath.watch import Noticed
+    from datapath.writer import Writer
+
+log = structlog.get_logger()
+
+GATHER_SECONDS = 0.02
+"""How long notifications gather: what one act of an administrator does to the kernel comes as many."""
+POLL_SECONDS = 0.4
+"""How often the generation of nftables is asked for; listening instead would slow down every commit."""
+RETRY_SECONDS = 1.0
+PROBLEMS = (
+    "NodeMissing",
+    "PodCidrMissing",
+    "InternalIPMissing",
+    "MtuTooLarge",
+    "MtuTooSmall",
+    "PodCidrConflict",
+    "NoDirectRoute",
+    "NodeUnreachable",
+)
+REFUSED = "KernelRefused"
+MAX_REFUSALS = 10
+"""Refusals of the kernel that become findings; the rest is told as a number."""
+
+
+class Reconciler:
+    """The loop and what it knows.
+
+    Attributes:
+        network: the compiled state.
+        last_sync: time.time() of when the kernel last had no difference left; 0 if never.
+        repairs: differences repaired that no change of ours explains.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        writer: Writer,
+        config: Config,
+        node_name: str,
+        findings: Findings,
+        metrics: Metrics | None = None,
+        namespace: int | None = None,
+    ) -> None:
+        self.network = Network(node_name, config)
+        self.last_sync = 0.0
+        self.repairs = 0
+        self._synced = asyncio.Event()
+        self._store = store
+        self._writer = writer
+        self._config = config
+        self._node_name = node_name
+        self._findings = findings
+        self._metrics = metrics
+        self._namespace = namespace
+        self._links: tuple[HostLink, ...] = ()
+        self._look_at_links = True
+        self._dirty: set[str] = set()
+        self._reasons: set[str] = set()
+        self._wake = asyncio.Event()
+
+    @property
+    def local(self) -> LocalNetwork | None:
+        """This node's network; None while it is not known."""
+        return self.network.local
+
+    @property
+    def synced(self) -> bool:
+        """Whether the kernel was brought in line once."""
+        return self._synced.is_set()
+
+    async def wait_synced(self) -> None:
+        """Return as soon as the kernel was brought in line once."""
+        await self._synced.wait()
+
+    def request(self, reason: str) -> None:
+        """Have the kernel read and compared soon."""
+        self._reasons.add(reason)
+        self._wake.set()
+
+    async def prepare(self) -> LocalNetwork | None:
+        """Compile this node's own network and change nothing: attachments are restored with its addresses."""
+        self._links = await self._writer.underlay()
+        scratch = Network(self._node_name, self._config)
+        scratch.update(self._store.nodes, self._store.nodes, self._links)
+        return scratch.local
+
+    async def run(self) -> None:
+        """Serve for ever. The store must be complete, and the writer have adopted the attachments.
+
+        Raises:
+            ExceptionGroup: with what failed.
+        """
+        watch = Watch(namespace=self._namespace, own_port=self._writer.port)
+        subscription = self._store.subscribe(NODE)
+        self._dirty.update(self._store.nodes)
+        self._wake.set()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow_nodes(subscription), name="nodes")
+                group.create_task(self._follow_kernel(watch), name="kernel notifications")
+                group.create_task(self._poll_nftables(), name="nftables generation")
+                await self._serve()
+        finally:
+            watch.close()
+            self._store.unsubscribe(subscription)
+
+    def refused(self, failures: Mapping[str, str]) -> None:
+        """Take what the kernel refuses now; the writer's `report`."""
+        shown = dict(list(failures.items())[:MAX_REFUSALS])
+        if len(failures) > len(shown):
+            shown["others"] = f"{len(failures) - len(shown)} more objects"
+        self._findings.replace(
+            (REFUSED,),
+            [Finding(REFUSED, "error", f"{name}: {error}", name) for name, error in shown.items()],
+        )
+        if failures and self._metrics is not None:
+            self._metrics.sync_errors.inc()
+
+    async def _follow_nodes(self, subscription: Subscription) -> None:
+        while True:
+            keys = await subscription.next()
+            self._dirty.update(key.name for key in keys)
+            self._wake.set()
+
+    async def _follow_kernel(self, watch: Watch) -> None:
+        while True:
+            noticed = await watch.next()
+            await asyncio.sleep(GATHER_SECONDS)
+            await self._judge(noticed)
+
+    async def _judge(self, noticed: Noticed) -> None:
+        """Find out whether a notification concerns what is desired."""
+        if noticed.links or noticed.addresses or noticed.overrun:
+            self._look_at_links = True
+            self._wake.set()
+        local = self.local
+        ways = {way.link for way in local.underlays.values()} if local is not None else set()
+        own = {way.address for way in local.underlays.values()} if local is not None else set()
+        if noticed.overrun:
+            self.request("notifications were lost")
+        elif noticed.forwarding:
+            self.request("forwarding was switched off")
+        elif not noticed.links.isdisjoint(ways):
+            self.request("the underlay link changed")
+        elif not noticed.addresses.isdisjoint(own):
+            self.request("an address of the node changed")
+        elif noticed.objects and await self._writer.wants(noticed.objects):
+            self.request("something of ours was changed")
+
+    async def _poll_nftables(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                if self.synced and await self._writer.disturbed():
+                    self.request("nftables was changed")
+            except DatapathError as error:
+                log.warning("nftables generation", error=str(error))
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.resync_seconds
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._look_at_links = True
+                self._reasons.add("timer")
+            self._wake.clear()
+            try:
+                await self._turn()
+            except DatapathError as error:
+                self._findings.report("KernelUnreadable", "error", str(error))
+                self._look_at_links = True
+                self.request("an earlier try failed")
+                await asyncio.sleep(RETRY_SECONDS)
+            if loop.time() >= deadline:
+                deadline = loop.time() + self._config.resync_seconds
+
+    async def _turn(self) -> None:
+        """Compile what is dirty and apply it; read the kernel if there is a reason."""
+        reasons, self._reasons = self._reasons, set()
+        if self._look_at_links:
+            self._links = await self._writer.underlay()
+            self._look_at_links = False
+        dirty, self._dirty = self._dirty, set()
+        before = self.local
+        changes = self.network.update(self._store.nodes, dirty, self._links)
+        self._report_problems()
+        local = self.local
+        if local is None:
+            return
+        if changes:
+            self._note_mtu(before, local)
+            await self._apply(changes, local)
+        if reasons or not self.synced:
+            await self._resync(", ".join(sorted(reasons)) or "start")
+        self._findings.clear("KernelUnreadable")
+
+    async def _apply(self, changes: Mapping[FragmentKey, Fragment | None], local: LocalNetwork) -> None:
+        applied = await self._writer.apply(changes, complete=True, sources=local.sources)
+        self._note_sync("change", applied.seconds, applied.failures)
+
+    async def _resync(self, reason: str) -> None:
+        drift = await self._writer.resync(reason)
+        self._note_sync("resync", drift.seconds, drift.failures)
+        if drift.differences:
+            self.repairs += len(drift.differences)
+            log.warning(
+                "repaired what was changed from outside",
+                reason=reason,
+                count=len(drift.differences),
+                first=" ".join(drift.differences[0]),
+                seconds=round(drift.seconds, 4),
+            )
+            if self._metrics is not None:
+                for difference in drift.differences:
+                    self._metrics.repairs.labels(difference.kind).inc()
+        self._synced.set()
+
+    def _note_sync(self, kind: str, seconds: float, failures: Mapping[str, str]) -> None:
+        if not failures:
+            self.last_sync = time.time()
+        if self._metrics is not None:
+            self._metrics.sync_seconds.labels(kind).observe(seconds)
+            if not failures:
+                self._metrics.sync_last.set(self.last_sync)
+
+    def _note_mtu(self, before: LocalNetwork | None, now: LocalNetwork) -> None:
+        if before is not None and before.mtu != now.mtu:
+            self._findings.report(
+                "MtuChanged",
+                "warning",
+                f"the MTU of pods' interfaces changed from {before.mtu} to {now.mtu}: running pods keep "
+                "theirs until they are recreated",
+            )
+
+    def _report_problems(self) -> None:
+        self._findings.replace(PROBLEMS, [Finding(*problem) for problem in self.network.problems()])
