@@ -252,7 +252,7 @@ class LabCluster:
             self.wait(lambda: not self.differences(), "kernels as desired", 5)
         assert self.differences() == {}
         for name in self.cluster.nodes:
-            assert "table ip weft" in self.sh(name, "nft list ruleset && ip -d link >/dev/null")
+            assert "weft" in self.sh(name, "ip -d link >/dev/null && nft list ruleset")
 
 
 async def _exchange(net: int, address: Any, traffic: Traffic, stop: threading.Event) -> None:

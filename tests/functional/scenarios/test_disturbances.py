@@ -337,8 +337,8 @@ def test_a_sick_api_server_loses_no_change(lab: LabCluster, fault: str) -> None:
         "ip addr flush dev weft.vxlan",
         (
             "ip link set eth0 down; sleep 0.2; ip link set eth0 up; "
-            "ip route replace 192.0.2.0/24 via 172.31.1.1; ip addr add fd31:1::a/64 dev eth0 nodad; sleep 0.1; "
-            "ip -6 route replace 2001:db8:ffff::/64 via fd31:1::1"
+            "ip route replace 192.0.2.0/24 via 172.31.1.1; ip addr add fd31:1::a/64 dev eth0 nodad; "
+            "sleep 0.1; ip -6 route replace 2001:db8:ffff::/64 via fd31:1::1"
         ),
         "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0",
     ],
