@@ -9,11 +9,13 @@ transaction whatever its size.
 from __future__ import annotations
 
 import struct
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from datapath.netlink.attributes import NLA_F_NESTED, items
 from datapath.nft import encode
 from datapath.nft.observe import ObservedTable
+from datapath.nft.render import render_element
 from datapath.nft.rules import Family
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 TRANSACTION_ELEMENTS = 4096
 """Elements that one transaction adds or deletes at most: some 10 ms of the kernel's lock."""
 
+_NAMED_ELEMENTS = 4
 _ATTRIBUTE = struct.Struct("=HH")
 _NOTHING = ObservedTable(b"", {}, {})
 
@@ -264,13 +267,13 @@ def _element_steps(
 def _piece(table: Table, declared: Set, gone: list[bytes], come: dict[bytes, bytes]) -> _Step:
     messages: list[Message] = []
     changes: list[Change] = []
-    subject = f"set {_table_name(table)} {declared.name}"
+    place = f"set {_table_name(table)} {declared.name}"
     if gone:
         messages += encode.delete_elements(table, declared, gone)
-        changes.append(Change("delete", f"{_count(gone)} of {subject}"))
+        changes += _element_changes("delete", place, declared, dict.fromkeys(gone, b""))
     if come:
         messages += encode.add_elements(table, declared, come)
-        changes.append(Change("add", f"{_count(come)} of {subject}"))
+        changes += _element_changes("add", place, declared, come)
     return _Step(messages, len(gone) + len(come), changes)
 
 
@@ -292,8 +295,19 @@ def _pack(steps: Iterator[_Step] | Sequence[_Step]) -> list[Transaction]:
     return result
 
 
-def _count(elements: list[bytes] | dict[bytes, bytes]) -> str:
-    return "1 element" if len(elements) == 1 else f"{len(elements)} elements"
+def _element_changes(
+    action: str, place: str, declared: Set, elements: Mapping[bytes, bytes]
+) -> Iterator[Change]:
+    """Name each of a few elements; of many, their number and the first ones."""
+    named = [
+        render_element(declared, key, data if action == "add" else b"")
+        for key, data in islice(elements.items(), _NAMED_ELEMENTS)
+    ]
+    if len(named) == len(elements):
+        for name in named:
+            yield Change(action, f"element {name} of {place}")
+    else:
+        yield Change(action, f"{len(elements)} elements of {place}: {', '.join(named)}, ...")
 
 
 def _table_name(table: Table) -> str:

@@ -86,13 +86,13 @@ def render_rule(rule: Rule, family: Family) -> str:
 
 
 def render_element(declared: Set, key: bytes, data: bytes = b"") -> str:
-    """Return one element (encoded as `datapath.nft.elements` says) as text."""
+    """Return one element (encoded as `datapath.nft.elements` says) as text; of a map without data, its key."""
     half = padded(width(declared.key)) if declared.interval else 0
     if half:
         text = _ranges(declared.key, key[:half], key[half:])
     else:
         text = " . ".join(constant(kind, value) for kind, value in _fields(declared.key, key))
-    if not declared.data:
+    if not declared.data or not data:
         return text
     if declared.data == (rules.VERDICT,):
         return f"{text} : {_verdict(parse_verdict(data))}"

@@ -65,10 +65,6 @@ class Node:
     def secondary(self, family: int) -> str:
         return SECONDARY[family].format(self.number)
 
-    def addresses(self, family: int) -> tuple[str, str]:
-        """Those on the segment; masquerading takes any of them, as the kernel chooses sources."""
-        return self.underlay(family), self.secondary(family)
-
     def tunnel(self, family: int) -> str:
         return TUNNEL[family].format(self.number)
 
@@ -171,7 +167,7 @@ def _node(node: Node, peer: Node) -> None:
     node.space.set(net__ipv4__ip_forward="1", net__ipv6__conf__all__forwarding="1")
     commands = [
         f"addr add {node.secondary(4)}/24 dev eth0",
-        f"addr add {node.secondary(6)}/64 dev eth0 nodad",
+        f"addr add {node.secondary(6)}/64 dev eth0 nodad preferred_lft 0",
         (
             f"link add name weft.vxlan address {node.vtep()} type vxlan id {VNI} dstport {VXLAN_PORT}"
             f" local {node.underlay(4)} nolearning"
