@@ -95,9 +95,13 @@ class AdminService:
 
     async def nodes(self) -> admin_pb2.ListNodesResponse:
         """Lists all nodes and how each is reached."""
-        sources = self._sources
-        return admin_pb2.ListNodesResponse(
-            nodes=[answers.node(value, sources.path(value)) for _, value in sorted(sources.nodes.items())]
+        values = sorted(self._sources.nodes.items())
+        path = self._sources.path
+        # Thousands of nodes take a while to describe, and the loop has pods to serve.
+        return await asyncio.to_thread(
+            lambda: admin_pb2.ListNodesResponse(
+                nodes=[answers.node(value, path(value)) for _, value in values]
+            )
         )
 
     async def difference(self) -> admin_pb2.DiffResponse:

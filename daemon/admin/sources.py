@@ -107,7 +107,7 @@ class Sources:
         overlay: as configured: vxlan, direct or auto.
         nodes: all Nodes that are known, by name.
         local: this node's network; None until its Node is known.
-        path: how a Node is reached.
+        path: how a Node is reached; called on another thread.
         leases: IPAM.
         difference: the kernel against the desired state; changes nothing.
         links: the node's pod links, name to alias, as the kernel has them.
