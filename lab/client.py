@@ -41,6 +41,7 @@ class Launch:
             start_new_session=True,
             text=True,
         )
+        self.detached = False
 
     def __enter__(self) -> Self:
         return self
@@ -51,13 +52,11 @@ class Launch:
         assert process.stdout is not None
         with contextlib.suppress(OSError):
             process.stdin.close()
-        # An impatient second Ctrl-C ends the waiting, not the lab's tidy end.
         process.stdout.close()
         if not self.detached:
+            # An impatient second Ctrl-C ends this waiting, not the lab's tidy end.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_END_SECONDS)
-
-    detached = False
 
     def wait_up(self, progress: Callable[[str], None]) -> None:
         """Return when the cluster stands; LabError says why it does not."""

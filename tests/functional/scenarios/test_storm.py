@@ -1,4 +1,4 @@
-"""The daemon is killed at random moments of a storm of ADDs and DELs: nothing is lost, leaked or used twice."""
+"""The daemon is killed at random moments of a storm of ADDs and DELs; nothing is lost or leaked."""
 
 import asyncio
 import random
