@@ -26,6 +26,7 @@ from datapath.netlink.links import (
     address_family_settings,
     decode_link,
     del_link,
+    get_link,
     get_links,
     new_vxlan,
     set_link,
@@ -187,16 +188,21 @@ def _vxlan(route: Socket, step: Step, link: VxlanLink, indexes: dict[str, int]) 
         return
     if step.action is Action.ADD or link.name not in indexes:
         try:
-            replies = route.batch((new_vxlan(link),), f"link {link.name} can't be created")
+            route.batch((new_vxlan(link),), f"link {link.name} can't be created")
         except NetlinkError as error:
             raise _port_taken(route, link, error) from error
-        indexes[link.name] = decode_link(replies[0].payload).index
+        found = route.request(get_link(link.name), f"link {link.name} can't be read")
+        indexes[link.name] = decode_link(found).index
     index = indexes[link.name]
     if tx_checksum(link.name) != link.tx_checksum:
         set_tx_checksum(link.name, enabled=link.tx_checksum)
-    change = set_link(index, up=True, mac=link.mac, mtu=link.mtu, settings=_NO_LINK_LOCAL)
+    # Before it goes up, or the kernel gives it a link-local address.
+    changes = (
+        set_link(index, mac=link.mac, mtu=link.mtu, settings=_NO_LINK_LOCAL),
+        set_link(index, up=True),
+    )
     try:
-        route.batch((change,), f"link {link.name} can't be set up")
+        route.batch(changes, f"link {link.name} can't be set up")
     except NetlinkError as error:
         raise _port_taken(route, link, error) from error
 

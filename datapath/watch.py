@@ -210,7 +210,7 @@ class Watch:
 
 
 def _attach_filter(descriptor: int, port: int) -> None:
-    """Drop what the socket with `port` caused, and new forwarding entries, which name none (linux/filter.h)."""
+    """Drop what `port` caused, and new forwarding entries, which name no cause (linux/filter.h)."""
     # The filter loads in network order what netlink writes in the machine's.
     own = socket.htonl(port)
     neighbour = socket.htons(RTM_NEWNEIGH)
