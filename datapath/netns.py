@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 from contextlib import contextmanager
-from struct import Struct
 from typing import TYPE_CHECKING
 
 from datapath.errors import NamespaceError, NamespaceGoneError, NotANamespaceError
@@ -13,15 +13,14 @@ from datapath.errors import NamespaceError, NamespaceGoneError, NotANamespaceErr
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CLONE_NEWNET = 0x40000000
-NSFS_MAGIC = 0x6E736673
-NS_GET_NSTYPE = 0xB703
 THREAD_NAMESPACE = "/proc/thread-self/ns/net"
 
-_STATFS_TYPE = Struct("@l")
+_CLONE_NEWNET = 0x40000000
+_NS_GET_NSTYPE = 0xB703
+_NAMESPACE_DEVICE = os.stat("/proc/self/ns/net").st_dev
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
-_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
 
 
 def open_namespace(path: str) -> int:
@@ -78,7 +77,7 @@ def entered(descriptor: int) -> Iterator[None]:
 
 
 def _set(descriptor: int) -> None:
-    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
+    if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
         code = ctypes.get_errno()
         raise NamespaceError(
             f"a network namespace can't be entered: {os.strerror(code)} (CAP_SYS_ADMIN is needed)"
@@ -86,17 +85,12 @@ def _set(descriptor: int) -> None:
 
 
 def _require_network_namespace(descriptor: int, path: str) -> None:
-    # struct statfs starts with the magic number as a long and has 120 bytes on 64-bit machines.
-    buffer = ctypes.create_string_buffer(256)
-    if _libc.fstatfs(descriptor, buffer) != 0:
-        raise NamespaceError(f"{path}: {os.strerror(ctypes.get_errno())}")
-    if _STATFS_TYPE.unpack_from(buffer)[0] != NSFS_MAGIC:
+    # All namespaces are files of one file system inside the kernel: its device number tells them.
+    if os.fstat(descriptor).st_dev != _NAMESPACE_DEVICE:
         raise NotANamespaceError(
             f"{path} is no namespace: it was removed, or the mounts below {os.path.dirname(path)} don't "
             "reach this process (in a container they need mountPropagation: HostToContainer)"
         )
-    kind = _libc.ioctl(descriptor, NS_GET_NSTYPE)
-    if kind != CLONE_NEWNET:
-        raise NotANamespaceError(
-            f"{path} is a namespace of another kind (clone flag {kind:#x}), not of network"
-        )
+    kind = fcntl.ioctl(descriptor, _NS_GET_NSTYPE)
+    if kind != _CLONE_NEWNET:
+        raise NotANamespaceError(f"{path} is a namespace of another kind (clone flag {kind:#x})")

@@ -76,7 +76,8 @@ ANSWER_SECONDS = 30.0
 """How long one receive waits. The answer is normally there when send returns; RTNL held delays both."""
 _DUMP_ATTEMPTS = 5
 _BUFFER_BYTES = 64 << 10
-"""Dumps come in parts of at most 32 KiB, other answers are far smaller."""
+"""Dumps come in parts of at most 32 KiB, or of the buffer's size; other answers are far smaller."""
+_SMALL_BUFFER_BYTES = 16 << 10
 
 
 class Message(NamedTuple):
@@ -124,9 +125,8 @@ class Socket:
     ) -> None:
         with nullcontext() if namespace is None else entered(namespace):
             self._socket = _open(protocol, tuple(groups), bulk=bulk)
-        self.port: int = self._socket.getsockname()[0]
         self._sequence = 0
-        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES if bulk else _SMALL_BUFFER_BYTES))
 
     def __enter__(self) -> Socket:
         return self
@@ -135,6 +135,11 @@ class Socket:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def port(self) -> int:
+        """The socket's address, which notifications name as their cause."""
+        return int(self._socket.getsockname()[0])
 
     def fileno(self) -> int:
         """Return the descriptor, for add_reader."""

@@ -1,0 +1,54 @@
+"""Runs the benches that are named, or all: `python -m bench [name ...]`.
+
+Each bench is a module of this package with `run()`, which yields tables. What goes wrong in one is printed
+in its place, and the others run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+from bench.tables import render
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BENCHES = {
+    "pods": "one pod's wiring, alone and fifty at once, against the kernel's floor and `ip -batch`",
+    "nodes": "thousands of remote nodes joining, one changing, an unchanged resync",
+    "cni": "ADD and DEL as a runtime sees them, against reference plugins",
+    "memory": "the daemon's memory at rest and at scale, and its start-up time",
+}
+
+
+def main(names: Sequence[str]) -> None:
+    """Run and print."""
+    unknown = [name for name in names if name not in BENCHES]
+    if unknown:
+        print(f"There is no bench {', '.join(unknown)}. There are:")
+        for name, purpose in BENCHES.items():
+            print(f"  {name:8} {purpose}")
+        return
+    if os.geteuid() != 0:
+        print("The benches need root for network namespaces: sudo make bench")
+        return
+    for name in names or BENCHES:
+        started = time.monotonic()
+        print(f"\n== {name}: {BENCHES[name]}", flush=True)
+        try:
+            for table in importlib.import_module(f"bench.{name}").run():
+                print(render(table), flush=True)
+        except ModuleNotFoundError as error:
+            print(f"(not measured: {error})")
+        except Exception:  # noqa: BLE001 - a bench that breaks must not hide the others' results
+            traceback.print_exc()
+        print(f"({time.monotonic() - started:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
