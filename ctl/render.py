@@ -21,6 +21,7 @@ Format: TypeAlias = Literal["table", "wide", "json", "yaml"]
 FORMATS: tuple[Format, ...] = ("table", "wide", "json", "yaml")
 _UNLIMITED = 100_000
 """Columns of an output that is no terminal: nothing may be cut or wrapped there."""
+_UNCOUNTED = 10**9
 _CONTROL = {code: " " if code == 0x0A else None for code in (*range(0x20), *range(0x7F, 0xA0))}
 """Control characters are left out: names and messages from the cluster must not drive the terminal."""
 
@@ -122,6 +123,11 @@ def age(seconds: float) -> str:
     if total < 48 * 3600:
         return f"{total // 3600}h{total % 3600 // 60:02}m"
     return f"{total // 86400}d"
+
+
+def count(value: int) -> str:
+    """Renders a number of addresses; that of an IPv6 pool, which nobody counts, to two digits: `1.8e19`."""
+    return str(value) if value < _UNCOUNTED else f"{value:.1e}".replace("e+", "e")
 
 
 def write(report: Report, form: Format, stream: IO[str] | None = None, *, compact: bool = False) -> None:

@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING
 import click
 
 from ctl.invocation import shared_options, watch_option
-from ctl.render import Column, Report, Table
+from ctl.render import Column, Report, Table, count
 
 if TYPE_CHECKING:
     from ctl.invocation import Invocation
 
 _POOL_COLUMNS = (
     Column("POOL", lambda pool: pool.cidr),
-    Column("SIZE", lambda pool: str(pool.size), right=True),
+    Column("SIZE", lambda pool: count(pool.size), right=True),
     Column("USED", lambda pool: str(pool.used), right=True),
     Column("COOLING", lambda pool: str(pool.cooling), right=True),
-    Column(
-        "FREE", lambda pool: str(pool.free), right=True, style=lambda pool: "red" if not pool.free else ""
-    ),
+    Column("FREE", lambda pool: count(pool.free), style=lambda pool: "" if pool.free else "red", right=True),
     Column("USED %", lambda pool: f"{100 * pool.used / pool.size:.1f}" if pool.size else "", right=True),
 )
 _LEAK_COLUMNS = (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ctl.invocation import shared_options, watch_option
-from ctl.render import Column, Report, Table, age
+from ctl.render import Column, Report, Table, age, count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +73,10 @@ def _rows(answer: StatusResponse, pools: ShowIpamResponse | None) -> Iterator[tu
     for pool in pools.pools if pools else ():
         yield (
             "Pool",
-            f"{pool.cidr}: {pool.used} of {pool.size} used, {pool.cooling} cooling, {pool.free} free",
+            (
+                f"{pool.cidr}: {pool.used} of {count(pool.size)} used, {pool.cooling} cooling, "
+                f"{count(pool.free)} free"
+            ),
             "" if pool.free else "red",
         )
     yield ("Overlay", f"{answer.overlay}, MTU of pods {answer.mtu}" if answer.mtu else answer.overlay, "")

@@ -8,7 +8,7 @@ import json
 import pytest
 import yaml
 
-from ctl.render import Column, Report, Source, Table, age, plain, write
+from ctl.render import Column, Report, Source, Table, age, count, plain, write
 from weft_rpc import admin_pb2
 
 POOLS = admin_pb2.ShowIpamResponse(
@@ -116,6 +116,13 @@ def test_enumerations_are_words_and_names_are_lower_camel_case() -> None:
 )
 def test_ages_read_as_people_say_them(seconds: float, text: str) -> None:
     assert age(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (253, "253"), (65534, "65534"), (10**9, "1.0e09"), (2**64 - 2, "1.8e19")]
+)
+def test_what_nobody_counts_is_rounded(value: int, text: str) -> None:
+    assert count(value) == text
 
 
 def test_colours_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
