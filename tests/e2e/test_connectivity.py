@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 FAMILIES = ["v4", "v6"]
 NODE_PORT = 8090
+# Debian's static busybox crashes with the -T of its wget.
+FETCH = ("timeout", "5", "wget", "-q", "-O", "-")
 
 
 def url(address: str, path: str = "/cgi-bin/address", port: int = 8080) -> str:
@@ -40,7 +42,7 @@ def plain(address: str) -> str:
 
 def seen_from_pod(cluster: Cluster, pod: Pod, target: str) -> str:
     """The sender's address as the target of a request from a pod sees it."""
-    answer = cluster.api.execute(pod.name, "wget", "-q", "-T", "5", "-O", "-", target)
+    answer = cluster.api.execute(pod.name, *FETCH, target)
     assert answer.exit_code == 0, f"{pod.name} ({pod.node}) to {target}: {answer.messages}"
     return plain(answer.output)
 
@@ -50,7 +52,7 @@ def logged(cluster: Cluster, pod: Pod, text: str) -> bool:
 
 
 def seen_from_node(node: Node, target: str) -> str:
-    return plain(node.run("/bin/busybox", "wget", "-q", "-T", "5", "-O", "-", target))
+    return plain(node.run("/bin/busybox", *FETCH, target))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,10 @@ def test_large_transfers_and_full_packets_pass_between_nodes(
 ) -> None:
     sender, receiver = pods[0], pods[-1]
     answer = cluster.api.execute(
-        sender.name, "sh", "-c", f"wget -q -T 10 -O - '{url(getattr(receiver, family), '/busybox')}' | wc -c"
+        sender.name,
+        "sh",
+        "-c",
+        f"timeout 10 wget -q -O - '{url(getattr(receiver, family), '/busybox')}' | wc -c",
     )
     size = cluster.api.execute(receiver.name, "stat", "-c", "%s", "/bin/busybox").output
     assert int(answer.output) == int(size) > 500_000
@@ -172,6 +177,7 @@ def outside_server(address: str) -> Iterator[list[str]]:
                     connection, peer = server.accept()
                     with connection:
                         seen.append(peer[0])
+                        connection.recv(65536)
                         connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
 
         thread = threading.Thread(target=accept)

@@ -12,6 +12,9 @@ from tests.e2e.cluster.cluster import DIRECTORY, running
 
 def main() -> None:
     """Brings the cluster up, says how to use it, and takes it away at the end."""
+    # A shell starts background jobs with SIGINT ignored, and a service manager ends them with SIGTERM.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     nodes = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     with contextlib.suppress(KeyboardInterrupt), running(nodes) as cluster:
         cluster.install_weft(list(cluster.nodes.values()))

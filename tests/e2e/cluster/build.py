@@ -114,11 +114,12 @@ def _root_filesystem() -> bytes:
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             archive.addfile(entry)
         _file(archive, "bin/busybox", busybox.read_bytes(), 0o755)
-        for name in applets:
-            entry = tarfile.TarInfo(f"bin/{name}")
-            entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
-            if name != "busybox":
-                archive.addfile(entry)
+        links = {f"bin/{name}": "busybox" for name in applets if name != "busybox"}
+        links["www/busybox"] = "/bin/busybox"  # something large to download
+        for name, target in links.items():
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = tarfile.SYMTYPE, target
+            archive.addfile(entry)
         _file(archive, "etc/passwd", b"root:x:0:0:root:/:/bin/sh\n")
         _file(archive, "www/cgi-bin/address", ADDRESS_SCRIPT.encode(), 0o755)
         _file(archive, "www/index.html", b"ready\n")

@@ -111,6 +111,7 @@ class Cluster:
                 f"{node.name} to be Ready",
                 partial(self.node_is_ready, node.name),
                 state=node.weft.tail,
+                needs=node.weft,
             )
 
     def remove_node(self, node: Node) -> None:

@@ -128,11 +128,13 @@ def wait_for(
     timeout: float = 60,
     pause: float = 0.2,
     state: Callable[[], object] | None = None,
+    needs: Program | None = None,
 ) -> Value:
     """Waits until a condition returns something true, and returns that; its errors of I/O count as not yet.
 
     Raises:
-        ClusterError: the time is over; with the last error and with what `state` says.
+        ClusterError: the time is over, or the program that it needs has ended; with the last error and with
+            what `state` says.
     """
     deadline = time.monotonic() + timeout
     error: Exception | None = None
@@ -144,6 +146,8 @@ def wait_for(
                 return value
         except (OSError, ClusterError, subprocess.TimeoutExpired) as failure:
             error = failure
+        if needs and not needs.running:
+            raise ClusterError(f"{needs.name} ended instead of {what}; the end of its log:\n{needs.tail()}")
         if time.monotonic() > deadline:
             known = f"; known is:\n{state()}" if state else ""
             raise ClusterError(f"waited {timeout:.0f} s in vain for {what}{known}") from error
