@@ -237,7 +237,7 @@ def _set(declared: Set) -> bytes:
             be32(SET_DATA_LENGTH, 16 if verdicts else width(declared.data)),
         ]
     if declared.interval and len(declared.key) > 1:
-        fields = (nest(LIST_ITEM, be32(SET_FIELD_LENGTH, padded(each.size))) for each in declared.key)
+        fields = (nest(LIST_ITEM, be32(SET_FIELD_LENGTH, each.size)) for each in declared.key)
         parts.append(nest(SET_DESCRIPTION, nest(SET_DESCRIPTION_CONCAT, *fields)))
     return b"".join(parts)
 

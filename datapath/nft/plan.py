@@ -202,20 +202,26 @@ def _same_expressions(wanted: bytes, found: bytes) -> bool:
 def covers(wanted: bytes, found: bytes) -> bool:
     """Whether every attribute that we send is in what the kernel dumps, with the same value.
 
-    The kernel adds attributes of its own (handles, counts, defaults); those don't matter.
+    The kernel adds attributes of its own (handles, counts, defaults); those don't matter. Of attributes that
+    are repeated, as in a list, the order counts and the number.
     """
-    present = dict(items(found))
+    present: dict[int, list[bytes]] = {}
+    for kind, value in items(found):
+        present.setdefault(kind, []).append(value)
+    seen: dict[int, int] = {}
     offset, end = 0, len(wanted)
     while offset < end:
-        length, kind = _ATTRIBUTE.unpack_from(wanted, offset)
-        value = wanted[offset + _ATTRIBUTE.size : offset + length]
-        other = present.get(kind & ~NLA_F_NESTED)
-        if other is None:
+        length, tagged = _ATTRIBUTE.unpack_from(wanted, offset)
+        value, kind = wanted[offset + _ATTRIBUTE.size : offset + length], tagged & ~NLA_F_NESTED
+        others = present.get(kind, ())
+        place = seen[kind] = seen.get(kind, -1) + 1
+        if place >= len(others):
             return False
-        if not (covers(value, other) if kind & NLA_F_NESTED else value == other):
+        other = others[place]
+        if not (covers(value, other) if tagged & NLA_F_NESTED else value == other):
             return False
         offset += (length + 3) & ~3
-    return True
+    return all(len(present[kind]) == last + 1 for kind, last in seen.items())
 
 
 def _set_steps(

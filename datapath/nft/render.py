@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from datapath.nft import rules
-from datapath.nft.elements import parse_verdict
+from datapath.nft.elements import parse_verdict, prefix
 from datapath.nft.encode import padded, width
 from datapath.nft.rules import (
     AnyOf,
@@ -86,7 +86,7 @@ def render_rule(rule: Rule, family: Family) -> str:
 
 
 def render_element(declared: Set, key: bytes, data: bytes = b"") -> str:
-    """Return one element (encoded as `datapath.nft.elements` says) as text; of a map without data, its key."""
+    """Return one element, encoded as `datapath.nft.elements` says, as text; without data, a map's key."""
     half = padded(width(declared.key)) if declared.interval else 0
     if half:
         text = _ranges(declared.key, key[:half], key[half:])
@@ -154,7 +154,7 @@ def _priority(hook: Hook) -> str:
 def _statement(statement: Statement, family: Family) -> str:  # noqa: C901 - one case per kind
     match statement:
         case Equals(selector, value, negate):
-            return _equals(selector, value, negate=negate)
+            return f"{selector.text} {_not(negate)}{constant(selector.type, value)}"
         case Starts(selector, value, bits, negate):
             return f"{selector.text} {_not(negate)}{_prefix(selector, value, bits)}"
         case AnyOf(selector, bits):
@@ -180,17 +180,10 @@ def _statement(statement: Statement, family: Family) -> str:  # noqa: C901 - one
             return f"meta mark set meta mark | 0x{bits:0{_MARK_WIDTH}x}"
 
 
-def _equals(selector: Selector, value: bytes, *, negate: bool) -> str:
-    if selector == rules.REVERSE_PATH:
-        found = bool(value[0]) != negate
-        return f"{selector.text} {'exists' if found else 'missing'}"
-    return f"{selector.text} {_not(negate)}{constant(selector.type, value)}"
-
-
 def _prefix(selector: Selector, value: bytes, bits: int) -> str:
     if selector.type == rules.IFNAME:
         return f'"{value[: bits // 8].decode()}*"'
-    return f"{ipaddress.ip_address(value)}/{bits}"
+    return f"{ipaddress.ip_address(prefix(value, bits).first)}/{bits}"
 
 
 def _verdict(verdict: Verdict) -> str:

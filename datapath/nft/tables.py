@@ -80,7 +80,12 @@ DIRECT = "direct"
 UNMASQUERADED = "unmasqueraded"
 """Interval set: pod CIDRs of the cluster and non-masquerade CIDRs, towards which pods keep their address."""
 SOURCES = "sources"
-"""Set of (host veth . address): the addresses that pods may send from."""
+"""Set of (host veth . address): the addresses that pods may send from.
+
+A set and not `fib saddr . iif oif`, which would need no elements: measured on Linux 6.18 with 250 pods and
+5,000 routes, a packet costs 90 ns (IPv4) and 113 ns (IPv6) with the set, 108 ns and 755 ns with the look-up,
+as IPv6 allocates a route for each; and policy routing by others can't lead it astray. An attachment's
+elements cost 10 us."""
 DISCOVERY = "neighbour-discovery"
 
 RAW_PRIORITY = -300

@@ -1,0 +1,198 @@
+"""What the encoder writes, nft prints as the renderer does, and nft's own encoding of that text is ours."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from datapath.nft import rules
+from datapath.nft.connection import Nft
+from datapath.nft.elements import intervals, key, prefix, verdict
+from datapath.nft.plan import plan
+from datapath.nft.render import render, render_element
+from datapath.nft.rules import (
+    ACCEPT,
+    CT_MARK,
+    CT_STATE_FIELD,
+    CT_STATUS_FIELD,
+    DADDR_TYPE,
+    DROP,
+    IFNAME,
+    IIFNAME,
+    INET_PROTO,
+    INET_SERVICE,
+    IP6_DADDR,
+    IP6_SADDR,
+    IP_DADDR,
+    IP_SADDR,
+    IPV4_ADDR,
+    IPV6_ADDR,
+    L4PROTO,
+    MARK,
+    META_MARK,
+    OIFNAME,
+    RETURN,
+    TCP_DPORT,
+    TH_DPORT,
+    UDP_DPORT,
+    VERDICT,
+    AnyOf,
+    Chain,
+    Counter,
+    CtState,
+    CtStatus,
+    Equals,
+    Family,
+    Hook,
+    HookPoint,
+    InSet,
+    MarkBits,
+    Masquerade,
+    NoTrack,
+    Protocol,
+    Reject,
+    RejectKind,
+    Ruleset,
+    Set,
+    Starts,
+    Table,
+    VerdictMap,
+    goto,
+    jump,
+    rule,
+)
+from datapath.nft.tables import TableOptions, node_tables
+from tests.functional.nft.spaces import spaces
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.functional.nft.spaces import Space
+
+pytestmark = pytest.mark.root
+
+
+def everything(family: Family) -> tuple[Table, Mapping[str, Mapping[bytes, bytes]]]:
+    """A table with each kind of statement, chain and set, and elements for the sets."""
+    address, saddr, daddr = {
+        Family.IPV4: (IPV4_ADDR, IP_SADDR, IP_DADDR),
+        Family.IPV6: (IPV6_ADDR, IP6_SADDR, IP6_DADDR),
+    }[family]
+    network = bytes([10, 128, 0, 0]) if family is Family.IPV4 else bytes.fromhex("20010db8") + bytes(12)
+    statements = (
+        rule(Equals(saddr, network), Counter(), ACCEPT),
+        rule(Equals(saddr, network, negate=True), DROP),
+        rule(Starts(saddr, network, 9), RETURN),
+        rule(Starts(daddr, network, 16, negate=True), RETURN),
+        rule(Starts(IIFNAME, b"weft", 32), Starts(OIFNAME, b"eth", 24, negate=True), jump("leaf")),
+        rule(Equals(OIFNAME, b"lo".ljust(16, b"\0")), goto("leaf")),
+        rule(Equals(L4PROTO, bytes([Protocol.SCTP])), DROP),
+        rule(Equals(TCP_DPORT, struct.pack("!H", 80)), Reject(RejectKind.TCP_RESET)),
+        rule(Equals(UDP_DPORT, struct.pack("!H", 53)), Reject(), comment="a comment, with signs: <>"),
+        rule(AnyOf(CT_STATE_FIELD, CtState.ESTABLISHED | CtState.RELATED), ACCEPT),
+        rule(AnyOf(CT_STATUS_FIELD, CtStatus.DNAT), AnyOf(CT_STATE_FIELD, CtState.NEW), ACCEPT),
+        rule(Equals(META_MARK, struct.pack("=I", 0x4000)), MarkBits(0x4000, clear=True)),
+        rule(Equals(CT_MARK, struct.pack("=I", 7)), MarkBits(0x4000)),
+        rule(InSet((daddr,), "addresses"), ACCEPT),
+        rule(InSet((daddr,), "networks", negate=True), ACCEPT),
+        rule(InSet((IIFNAME, saddr), "pairs"), ACCEPT),
+        rule(InSet((saddr, daddr), "peers"), ACCEPT),
+        rule(VerdictMap((IIFNAME,), "by-name")),
+        rule(VerdictMap((daddr, L4PROTO, TH_DPORT), "by-service")),
+        rule(VerdictMap((META_MARK,), "by-mark")),
+    )
+    table = Table(
+        family,
+        "weft",
+        7,
+        (
+            Set("addresses", (address,)),
+            Set("networks", (address,), interval=True),
+            Set("pairs", (IFNAME, address)),
+            Set("peers", (address, address), interval=True),
+            Set("by-name", (IFNAME,), (VERDICT,)),
+            Set("by-service", (address, INET_PROTO, INET_SERVICE), (VERDICT,)),
+            Set("by-mark", (MARK,), (VERDICT,)),
+            Set("ports", (INET_SERVICE,), (address,), constant=()),
+        ),
+        (
+            Chain("leaf", ()),
+            Chain("each", statements, Hook("filter", HookPoint.FORWARD, 5)),
+            Chain(
+                "early",
+                (
+                    rule(Equals(DADDR_TYPE, struct.pack("=I", 2)), ACCEPT),
+                    rule(NoTrack()),
+                ),
+                Hook("filter", HookPoint.PREROUTING, -305),
+            ),
+            Chain("late", (rule(Masquerade()),), Hook("nat", HookPoint.POSTROUTING, 101)),
+        ),
+    )
+    one = network[:-1] + b"\x09"
+    service = (bytes([Protocol.TCP]), struct.pack("!H", 443))
+    elements = {
+        "addresses": {key(one): b"", key(network): b""},
+        "networks": intervals([prefix(network, 16), prefix(one, len(one) * 8)]),
+        "pairs": {key(b"weft1".ljust(16, b"\0"), one): b""},
+        "peers": {key(network, one) + key(one, one): b""},
+        "by-name": {key(b"weft1".ljust(16, b"\0")): verdict(goto("leaf"))},
+        "by-service": {key(one, *service): verdict(DROP)},
+        "by-mark": {
+            key(struct.pack("=I", 2)): verdict(jump("leaf")),
+            key(struct.pack("=I", 3)): verdict(RETURN),
+        },
+        "ports": {key(struct.pack("!H", 80)): key(one)},
+    }
+    return table, elements
+
+
+def ruleset(table: Table, elements: Mapping[str, Mapping[bytes, bytes]]) -> Ruleset:
+    return Ruleset((table,), {(*table.key, name): each for name, each in elements.items()})
+
+
+@pytest.mark.parametrize("family", [Family.IPV4, Family.IPV6])
+def test_every_kind_is_loaded_and_printed_as_rendered(space: Space, family: Family) -> None:
+    table, elements = everything(family)
+    with Nft(namespace=space.descriptor) as nft:
+        nft.apply(plan(ruleset(table, elements), nft.read()))
+        assert plan(ruleset(table, elements), nft.read()) == []
+    assert space.run("nft", "--stateless", "--terse", "list", "ruleset") == render(table)
+
+
+@pytest.mark.parametrize("family", [Family.IPV4, Family.IPV6])
+def test_nft_encodes_the_text_as_we_do(family: Family) -> None:
+    table, elements = everything(family)
+    with spaces("theirs") as (space,), Nft(namespace=space.descriptor) as nft:
+        space.nft(render(table, elements))
+        found = plan(ruleset(table, elements), nft.read())
+    assert [change for transaction in found for change in transaction.changes] == []
+
+
+def test_the_skeleton_is_printed_as_rendered(space: Space) -> None:
+    tables = node_tables(TableOptions())
+    with Nft(namespace=space.descriptor) as nft:
+        nft.apply(plan(Ruleset(tables), nft.read()))
+    listed = space.run("nft", "--stateless", "--terse", "list", "ruleset")
+    assert listed == "".join(render(table) for table in tables)
+
+
+def test_nft_encodes_the_skeleton_as_we_do(space: Space) -> None:
+    tables = node_tables(TableOptions())
+    space.nft("".join(render(table, {}) for table in tables))
+    with Nft(namespace=space.descriptor) as nft:
+        found = plan(Ruleset(tables), nft.read())
+    assert [change for transaction in found for change in transaction.changes] == []
+
+
+def test_the_icmpv6_types_have_nfts_names(space: Space) -> None:
+    table = Table(Family.IPV6, "weft", 1, (Set("types", (rules.ICMPV6_TYPE,)),), ())
+    numbers = (*range(1, 5), *range(128, 138), 143)
+    with Nft(namespace=space.descriptor) as nft:
+        types = {key(bytes([number])): b"" for number in numbers}
+        nft.apply(plan(ruleset(table, {"types": types}), nft.read()))
+    words = space.run("nft", "list", "ruleset").replace(",", " ").split()
+    names = {render_element(table.sets[0], each) for each in types}
+    assert names <= set(words)
