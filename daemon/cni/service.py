@@ -25,6 +25,7 @@ from daemon.cni.result import VERSIONS, Dns, Interface, Ip, Result, Route
 from datapath import text
 from datapath.attachment import GATEWAYS, HOST_MAC
 from datapath.errors import DatapathError, InterfaceExistsError, NamespaceError, NamespaceGoneError
+from datapath.writer import StoppedError
 from ipam.errors import ExhaustedError, StoreError
 from ipam.pool import Pool
 from ipam.record import AttachmentKey
@@ -382,6 +383,7 @@ def _code(error: Exception) -> Code:
         (InterfaceExistsError, Code.INTERFACE_EXISTS),
         (NamespaceGoneError, Code.UNKNOWN_CONTAINER),
         (NamespaceError, Code.NAMESPACE_UNUSABLE),
+        (StoppedError, Code.TRY_AGAIN_LATER),
         (DatapathError, Code.WIRING_FAILED),
     )
     return next((code for kind, code in kinds if isinstance(error, kind)), Code.INTERNAL)

@@ -1,0 +1,146 @@
+"""Records and wiring as one piece: rebuilding and collecting. The verbs are in test_service."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from daemon.cni.attachments import is_namespace
+from daemon.cni.naming import names
+from datapath.attachment import DOOMED_GROUP
+from ipam import alias
+from ipam.record import State
+from tests.unit.daemon.cni.fakes import FakeLink
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.unit.daemon.cni.conftest import Node
+
+
+async def test_a_lost_database_is_rebuilt_from_the_aliases(node: Node) -> None:
+    for number in (1, 2, 3):
+        await node.add(number)
+    before = {record.key: record for record in node.allocator.records()}
+    await node.ask("DEL", 3)
+    for suffix in ("", "-wal", "-shm"):
+        os.unlink(f"{node.store.path}{suffix}")
+    node.restart()
+    assert node.attachments.rebuild(node.kernel) == ()
+    after = {record.key: record for record in node.allocator.records()}
+    assert set(after) == {node.key(1), node.key(2)}
+    for key, record in after.items():
+        unknown = replace(before[key], pod_namespace="", pod_name="", pod_uid="", created=record.created)
+        assert record == unknown
+    # The next ADD takes neither a held address nor the one that was released unnoticed.
+    assert (await node.add(4))["ips"][0]["address"] == "10.244.1.4/32"
+
+
+async def test_links_that_only_look_like_ours_are_named_and_not_believed(node: Node) -> None:
+    await node.add(1)
+    link = node.link(1)
+    assert link is not None
+    table = node.kernel.table
+    table["weft00000000001"] = FakeLink("weft00000000001", ("", ""), alias=link.alias)
+    table["weft00000000002"] = FakeLink("weft00000000002", ("", ""), alias="weft1 nonsense")
+    table["weft00000000003"] = FakeLink("weft00000000003", ("", ""), alias="")
+    table["weft00000000004"] = FakeLink("weft00000000004", ("", ""), alias=link.alias, group=DOOMED_GROUP)
+    table["weft.vxlan"] = FakeLink("weft.vxlan", ("", ""), kind="vxlan")
+    node.boot = "boot-2"
+    node.restart()
+    problems = node.attachments.rebuild(node.kernel)
+    assert len(problems) == 2
+    assert "alias of another link" in problems[0]
+    assert [record.key for record in node.allocator.records()] == [node.key(1)]
+
+
+async def test_collecting_leaves_the_living_alone(node: Node) -> None:
+    await node.add(1)
+    await node.add(2)
+    node.kernel.remove_namespace("/run/netns/2")
+    # The path can't be seen, but the kernel has the link: it lives.
+    node.kernel.namespaces.clear()
+    found = node.attachments.collect(node.kernel)
+    assert [(record.key, reason) for record, reason in found.released] == [
+        (node.key(2), "its network namespace is gone")
+    ]
+    assert (found.orphans, found.broken, found.problems) == ([], [], [])
+    assert node.attachments.collect(node.kernel).released == []
+
+
+async def test_an_attachment_whose_link_was_removed_is_kept_and_named(node: Node) -> None:
+    await node.add(1)
+    del node.kernel.table[names(node.key(1))[0]]
+    found = node.attachments.collect(node.kernel)
+    assert [record.key for record in found.broken] == [node.key(1)]
+    assert len(node.allocator.records()) == 1
+
+
+async def test_interrupted_steps_are_finished_or_undone(node: Node) -> None:
+    for number in (1, 2, 3):
+        await node.add(number)
+    node.store.set_state(node.key(1), State.PENDING)
+    node.store.set_state(node.key(2), State.RELEASING)
+    found = node.attachments.collect(node.kernel)
+    assert {(str(record.key), reason) for record, reason in found.released} == {
+        ("weft/c1/eth0", "its ADD was interrupted"),
+        ("weft/c2/eth0", "its DEL was interrupted"),
+    }
+    assert [record.key for record in node.allocator.records()] == [node.key(3)]
+    assert set(node.kernel.table) == {names(node.key(3))[0]}
+
+
+async def test_links_without_a_record_go_and_foreign_ones_stay(node: Node) -> None:
+    await node.add(1)
+    foreign = {"weft.vxlan": "vxlan", "weft0": "veth", "cali0123456789a": "veth", "weft0123456789a": "dummy"}
+    for name, kind in foreign.items():
+        node.kernel.table[name] = FakeLink(name, ("", ""), kind=kind)
+    node.kernel.table["weft00000000001"] = FakeLink("weft00000000001", ("", ""))
+    found = node.attachments.collect(node.kernel)
+    assert found.orphans == ["weft00000000001"]
+    assert set(node.kernel.table) == {names(node.key(1))[0], *foreign}
+
+
+async def test_what_cannot_be_collected_now_is_tried_again(node: Node) -> None:
+    await node.add(1)
+    node.store.set_state(node.key(1), State.PENDING)
+    node.kernel.table["weft00000000001"] = FakeLink("weft00000000001", ("", ""))
+    node.kernel.broken = "busy"
+    found = node.attachments.collect(node.kernel)
+    assert len(found.problems) == 2
+    assert len(node.allocator.records()) == 1
+    node.kernel.broken = ""
+    assert len(node.attachments.collect(node.kernel).released) == 1
+
+
+async def test_complete_attachments_are_what_the_desired_state_gets(node: Node) -> None:
+    await node.add(1)
+    await node.add(2)
+    node.store.set_state(node.key(2), State.RELEASING)
+    (attachment,) = node.attachments.attached()
+    record = node.allocator.get(node.key(1))
+    assert record is not None
+    assert (attachment.host_link, attachment.netns, attachment.ifname) == (
+        record.host_link,
+        "/run/netns/1",
+        "eth0",
+    )
+    assert (attachment.mac, attachment.mtu, attachment.addresses) == (record.mac, 1450, record.addresses)
+
+
+async def test_the_alias_on_the_link_reads_back(node: Node) -> None:
+    await node.add(1)
+    link, record = node.link(1), node.allocator.get(node.key(1))
+    assert link is not None
+    assert record is not None
+    assert alias.read(link.alias).addresses == record.addresses
+
+
+def test_a_namespace_is_told_from_what_is_left_of_one(tmp_path: Path) -> None:
+    assert is_namespace("/proc/self/ns/net")
+    leftover = tmp_path / "cni-1"
+    leftover.touch()
+    assert not is_namespace(str(leftover))
+    assert not is_namespace(str(tmp_path / "absent"))
+    assert not is_namespace("")
