@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING
 from datapath import attachment as wiring
 from datapath import inspection
 from datapath.attachment import host_objects
-from datapath.desired import Fragment, Route, SetElements
+from datapath.desired import Fragment, Route
 from datapath.netlink.links import decode_link, get_links
-from datapath.nft.elements import interface, key
-from datapath.nft.rules import Family
-from datapath.nft.tables import SOURCES, TABLE
+from datapath.nft.tables import pod_sources
 from datapath.underlay import read_links
 
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from datapath.underlay import HostLink
 
 ATTACHMENT = "attachment"
-_FAMILIES = {4: Family.IPV4, 16: Family.IPV6}
 
 
 def attachment_key(host_link: str) -> FragmentKey:
@@ -43,13 +40,10 @@ def attachment_fragment(attachment: Attachment, sources: tuple[Address, ...]) ->
         attachment: a wired pod.
         sources: the node's address per family, preferred source towards the pod.
     """
-    name = interface(attachment.host_link)
-    elements = tuple(
-        SetElements((int(_FAMILIES[len(address)]), TABLE), SOURCES, {key(name, address): b""})
-        for address in attachment.addresses
+    return Fragment(
+        objects=host_objects(attachment, sources),
+        elements=pod_sources(attachment.host_link, attachment.addresses),
     )
-    objects = host_objects(attachment, sources)
-    return Fragment(objects=objects, elements=elements)
 
 
 def readdressed(sync: Sync, sources: tuple[Address, ...]) -> dict[FragmentKey, Fragment | None]:
