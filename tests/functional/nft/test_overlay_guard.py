@@ -100,7 +100,8 @@ def test_a_pod_reaches_no_address_of_any_node(world: World, family: int, place: 
     node = world.a if place == "own" else world.b
     source = world.pod1.address(family)
     with victim(node) as seen:
-        for target in addresses(node, family):
+        everybody = {4: ("255.255.255.255", "192.0.2.255"), 6: ("ff02::1",)}[family]
+        for target in (*addresses(node, family), *everybody):
             payload, token = seen.forged()
             send_from_pod(world.pod1, frames.ip(source, target, datagram(source, target, payload)))
             assert not seen.got(token), target

@@ -32,9 +32,9 @@ class FakeSocket:
     def exchange(
         self,
         messages: Sequence[Message],
-        action: str,
+        action: str,  # noqa: ARG002
         *,
-        acknowledge: int,  # noqa: ARG002
+        acknowledge: int,
     ) -> tuple[list[object], list[NetlinkError]]:
         self.sent, self.acknowledge = list(messages), acknowledge
         return [], self.errors
