@@ -106,7 +106,7 @@ def read(text: bytes) -> Document:
         CniError: code 6, with the decoder's words.
     """
     try:
-        value = json.loads(text.decode("utf-8", "replace"), object_pairs_hook=_fold, parse_constant=_refuse)
+        value = _DECODER.decode(text.decode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise CniError(
             Code.DECODING_FAILURE, "the network configuration is not valid JSON", str(error)
@@ -133,3 +133,6 @@ def _fold(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_fold, parse_constant=_refuse)
