@@ -58,8 +58,9 @@ async def _measure() -> list[float]:
 
 async def _restart(node: Node) -> float:
     await node.daemon.stop()
-    waiting = asyncio.create_task(node.run(sys.executable, "-c", _READY, limit=60))
-    await asyncio.sleep(0.5)
-    begin = time.time()
-    await node.start_daemon()
-    return float(await waiting) - begin
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(node.run(sys.executable, "-c", _READY, limit=60))
+        await asyncio.sleep(0.5)
+        begin = time.time()
+        await node.start_daemon()
+    return float(waiting.result()) - begin
