@@ -98,7 +98,7 @@ class Reply:
 
 
 class Notification(NamedTuple):
-    """A message of a multicast group; `port` is the netlink port that caused it, 0 for the kernel itself."""
+    """A message of a multicast group; `port` is the socket that caused it, 0 where the kernel is silent."""
 
     kind: int
     payload: bytes
