@@ -25,7 +25,7 @@ def parse_address(text: str) -> Address:
     """Return the packed form, 4 or 16 bytes. Raises ValueError when the text is no IP address."""
     try:
         return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{text!r} is no IP address") from error
 
 
