@@ -6,6 +6,7 @@ are decoded, to the form of `datapath.nft.elements`. Nothing is ever read throug
 
 from __future__ import annotations
 
+import errno
 import struct
 import time
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from datapath.nft.rules import SetKey
 
 _ATTEMPTS = 8
-_NO_ENTRY = 2
 _HEAD = 4
 _LENGTH = struct.Struct("=H")
 _RESIZED_ELEMENTS = 512
@@ -57,8 +57,9 @@ class ObservedSet:
 
 @dataclass(frozen=True, slots=True)
 class ObservedTable:
-    """A table's attributes and all that it holds."""
+    """A table's flags and user data, and all that it holds. A dormant table (flag 1) has no effect."""
 
+    flags: int
     user_data: bytes
     sets: Mapping[str, ObservedSet]
     chains: Mapping[str, ObservedChain]
@@ -82,11 +83,11 @@ def read(socket: Socket, names: frozenset[str]) -> ObservedRuleset:
     for _ in range(_ATTEMPTS):
         before = read_generation(socket).number
         try:
-            tables = {key: _table(socket, key, data) for key, data in _tables(socket, names)}
+            tables = {key: _table(socket, key, found) for key, found in _tables(socket, names)}
         except NetlinkDumpInterruptedError:
             continue
         except NetlinkError as error:
-            if error.code == _NO_ENTRY:  # a table or set that was listed is gone
+            if error.code == errno.ENOENT:  # a table or set that was listed is gone
                 continue
             raise
         if read_generation(socket).number == before:
@@ -101,7 +102,7 @@ def read_elements(socket: Socket, key: SetKey) -> Mapping[bytes, bytes] | None:
         attributes = parse(found, HEADER_BYTES)
         if text(attributes[encode.SET_NAME]) == name:
             return _elements(socket, key, attributes)
-    raise NetlinkError(_NO_ENTRY, f"set {name} of table {table} can't be read")
+    raise NetlinkError(errno.ENOENT, f"set {name} of table {table} can't be read")
 
 
 def _dump(socket: Socket, kind: int, family: int, attributes: bytes = b"") -> list[bytes]:
@@ -109,15 +110,15 @@ def _dump(socket: Socket, kind: int, family: int, attributes: bytes = b"") -> li
     return socket.dump(message, "nftables could not be read")
 
 
-def _tables(socket: Socket, names: frozenset[str]) -> Iterator[tuple[tuple[int, str], bytes]]:
+def _tables(socket: Socket, names: frozenset[str]) -> Iterator[tuple[tuple[int, str], Mapping[int, bytes]]]:
     for payload in _dump(socket, encode.GETTABLE, 0):
         attributes = parse(payload, HEADER_BYTES)
         name = text(attributes[encode.TABLE_NAME])
         if name in names:
-            yield (payload[0], name), attributes.get(encode.TABLE_USERDATA, b"")
+            yield (payload[0], name), attributes
 
 
-def _table(socket: Socket, key: tuple[int, str], user_data: bytes) -> ObservedTable:
+def _table(socket: Socket, key: tuple[int, str], declaration: Mapping[int, bytes]) -> ObservedTable:
     family, name = key
     rules: dict[str, list[ObservedRule]] = {}
     for payload in _dump(socket, encode.GETRULE, family, string(encode.RULE_TABLE, name)):
@@ -135,7 +136,8 @@ def _table(socket: Socket, key: tuple[int, str], user_data: bytes) -> ObservedTa
         found = parse(payload, HEADER_BYTES)
         each = text(found[encode.SET_NAME])
         sets[each] = ObservedSet(payload[HEADER_BYTES:], _elements(socket, (family, name, each), found))
-    return ObservedTable(user_data, sets, chains)
+    flags = big_endian(declaration.get(encode.TABLE_FLAGS, b""))
+    return ObservedTable(flags, declaration.get(encode.TABLE_USERDATA, b""), sets, chains)
 
 
 def _elements(socket: Socket, key: SetKey, declaration: Mapping[int, bytes]) -> Mapping[bytes, bytes] | None:

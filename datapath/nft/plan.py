@@ -30,7 +30,7 @@ TRANSACTION_ELEMENTS = 4096
 
 _NAMED_ELEMENTS = 4
 _ATTRIBUTE = struct.Struct("=HH")
-_NOTHING = ObservedTable(b"", {}, {})
+_NOTHING = ObservedTable(0, b"", {}, {})
 
 
 class Change(NamedTuple):
@@ -92,7 +92,7 @@ def _wanted(desired: Ruleset, table: Table, declared: Set) -> Mapping[bytes, byt
 def _is_compatible(table: Table, present: ObservedTable) -> bool:
     """Whether the table can be repaired in place: same layout, nothing of ours declared otherwise."""
     encoded = encode.encode_table(table)
-    if present.user_data != encoded.user_data:
+    if present.flags or present.user_data != encoded.user_data:
         return False
     for name, wanted in encoded.sets.items():
         found = present.sets.get(name)

@@ -72,6 +72,7 @@ def test_what_was_committed_is_found_unchanged(nft: Nft, space: Space) -> None:
 CHANGES = {
     "flush ruleset": "flush ruleset",
     "table deleted": "delete table ip weft",
+    "table put to sleep": "add table ip weft { flags dormant; }",
     "table flushed": "flush table ip6 weft",
     "chain flushed": "flush chain ip weft overlay",
     "rule added at the end": "add rule ip weft forward accept",

@@ -40,7 +40,7 @@ def dumped(table: Table, elements: Mapping[tuple[int, str, str], Mapping[bytes, 
             found = parse(rule)
             rules.append(ObservedRule(found[encode.RULE_EXPRESSIONS], found.get(encode.RULE_USERDATA, b"")))
         chains[name] = ObservedChain(chain.declaration + be32(6, 1), tuple(rules))
-    return ObservedTable(encoded.user_data, sets, chains)
+    return ObservedTable(0, encoded.user_data, sets, chains)
 
 
 def observed(*tables: Table, **changes: object) -> ObservedRuleset:
