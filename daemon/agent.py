@@ -1,9 +1,9 @@
 """Puts the daemon together: starts and stops its parts in order, and ends loudly when one of them fails.
 
-Order of the start: the lock, the configuration, what the kernel can do; the list-watches until they are
-complete; attachments of before, adopted; DELs recorded meanwhile, done; the kernel brought in line; only
-then the runtime is served and told so by the conflist. Stopping leaves the kernel and the conflist as they
-are: pods keep their network, and a node does not fall back to another CNI plugin.
+Order of the start: list-watches until they are complete; attachments of before, recovered; DELs recorded
+while the daemon was away, done; the kernel brought in line; only then the runtime is served, and told so by
+the conflist. Stopping leaves the kernel and the conflist as they are: pods keep their network, and the node
+does not fall back to another CNI plugin.
 
 All tasks live in one TaskGroup. A task that should never end and does is a fault that ends the process.
 """
@@ -22,19 +22,38 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from daemon import health as http
+from daemon import upkeep
+from daemon.admin import paths as admin_paths
+from daemon.admin import server as admin
+from daemon.admin.sources import Health as AdminHealth
+from daemon.admin.sources import Sources
 from daemon.cluster import decode, endpoint
-from daemon.cluster.connection import ApiError, Connection, UnreachableError
+from daemon.cluster.connection import Connection
 from daemon.cluster.reflector import Reflector, Resource
-from daemon.cluster.store import NODE, Key, Store
+from daemon.cluster.store import NODE, Store
+from daemon.cni.attachments import Attachments
+from daemon.cni.conflist import Conflist
+from daemon.cni.deletions import Deletions
+from daemon.cni.garbage import Garbage
+from daemon.cni.server import CniServer
+from daemon.cni.service import CniService
 from daemon.config import node_name
-from daemon.events import Events, mark_network_available
+from daemon.events import Events
 from daemon.findings import Findings
 from daemon.health import Health
 from daemon.metrics import Metrics
+from daemon.reconcile import Reconciler
+from datapath import podlinks
+from datapath.kernel import attachment_fragment, attachment_key
+from datapath.writer import Writer
+from ipam.allocator import Allocator
+from ipam.store import Store as Leases
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Mapping
 
+    from daemon.cluster.model import Node
+    from daemon.compile.local import LocalNetwork
     from daemon.config import Config
     from daemon.findings import Finding
 
@@ -43,6 +62,10 @@ log = structlog.get_logger()
 SYNCED = "cluster state complete"
 KERNEL = "kernel in line"
 SERVING = "container runtime served"
+
+GRACE_SECONDS = 5.0
+"""How long requests of the runtime may take to finish when the daemon stops."""
+_LOOK_SECONDS = 5.0
 
 
 class EndedError(Exception):
@@ -54,7 +77,7 @@ class Paths:
     """Places on the node; the defaults are part of the interface, others are for tests."""
 
     run: str = "/run/weft"
-    conflist: str = "/etc/cni/net.d/05-weft.conflist"
+    conflists: str = "/etc/cni/net.d"
 
     @property
     def lock(self) -> str:
@@ -72,7 +95,7 @@ class Paths:
         return os.path.join(self.run, "admin.sock")
 
     @property
-    def state(self) -> str:
+    def leases(self) -> str:
         """IPAM's database."""
         return os.path.join(self.run, "state.db")
 
@@ -91,9 +114,16 @@ class Agent:
     """The daemon. `run` starts it and returns when `stop` was called and everything is stopped."""
 
     def __init__(self, config: Config, *, version: str, paths: Paths | None = None) -> None:
+        """Open what is local and connect the parts; nothing runs yet.
+
+        Raises:
+            StoreError: IPAM's database can't be opened.
+            OSError: the directory below /run can't be made.
+        """
         self.config = config
         self.version = version
         self.paths = paths or Paths()
+        os.makedirs(self.paths.credentials, mode=0o700, exist_ok=True)
         self.node_name = node_name(config)
         self.metrics = Metrics()
         self.metrics.build.labels(version).set(1)
@@ -111,6 +141,38 @@ class Agent:
                 self.store.service_cidrs,
             ),
         )
+        self.writer = Writer(report=self._report_refusals)
+        self.reconciler = Reconciler(
+            store=self.store,
+            writer=self.writer,
+            config=config,
+            node_name=self.node_name,
+            findings=self.findings,
+            metrics=self.metrics,
+        )
+        self.leases = Leases(self.paths.leases)
+        self.attachments = Attachments(Allocator(self.leases, cooldown=config.cooldown_seconds))
+        self.deletions = Deletions(self.paths.deletions)
+        self.cni = CniService(
+            writer=self.writer,
+            attachments=self.attachments,
+            deletions=self.deletions,
+            local=self._local,
+            config=config,
+            metrics=self.metrics,
+        )
+        self.garbage = Garbage(
+            writer=self.writer,
+            attachments=self.attachments,
+            deletions=self.deletions,
+            service=self.cni,
+            local=self._local,
+            max_pods=lambda: self._own_node.max_pods if self._own_node is not None else 0,
+            findings=self.findings,
+            metrics=self.metrics,
+        )
+        self.cni_server = CniServer(self.cni.execute, self.paths.cni_socket)
+        self.conflist = Conflist(self.findings, self.paths.conflists)
         self._stopping = asyncio.Event()
         self._eternal: list[asyncio.Task[None]] = []
 
@@ -124,73 +186,129 @@ class Agent:
         Raises:
             ExceptionGroup: with what failed.
         """
-        os.makedirs(self.paths.credentials, mode=0o700, exist_ok=True)
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self.leases.close)
             stack.push_async_callback(self.connection.close)
+            stack.push_async_callback(self.cni_server.stop, 0)
             async with asyncio.TaskGroup() as group:
-                start = group.create_task(self._start(group), name="start")
+                start = group.create_task(self._start(group, stack), name="start")
                 await self._stopping.wait()
                 log.info("stopping")
                 self.health.set(SERVING, "stopping")
                 start.cancel()
-                await self._stop_serving()
+                await self.cni_server.stop(GRACE_SECONDS)
                 for task in self._eternal:
                     task.cancel()
         log.info("stopped; pods keep their network")
 
-    async def _start(self, group: asyncio.TaskGroup) -> None:
+    async def _start(self, group: asyncio.TaskGroup, stack: contextlib.AsyncExitStack) -> None:
         def forever(name: str, body: Coroutine[Any, Any, None]) -> None:
             self._eternal.append(group.create_task(_never_ending(name, body), name=name))
 
+        config, findings = self.config, self.findings
         forever("heartbeat", self.health.run())
-        health_routes, metrics_routes = self.health.routes(), http.metrics_routes(self.metrics)
-        forever("health", self._http(self.config.health_address, health_routes, "healthAddress"))
-        forever("metrics", self._http(self.config.metrics_address, metrics_routes, "metricsAddress"))
+        forever(
+            "health", http.serve(config.health_address, self.health.routes(), findings, key="healthAddress")
+        )
+        routes = http.metrics_routes(self.metrics)
+        forever("metrics", http.serve(config.metrics_address, routes, findings, key="metricsAddress"))
         forever("events", self.events.run())
         for reflector, table in zip(self.reflectors, self.store.tables, strict=True):
             forever(f"list-watch of {table.kind}s", reflector.run())
+        forever("writer", self.writer.run())
+        forever("figures", upkeep.sample(self.writer, self.metrics))
+        admin_server = await admin.serve(self.paths.admin_socket, admin.AdminService(self._sources()))
+        stack.push_async_callback(admin_server.stop, 0)
+        await upkeep.check_kernel(config, findings)
+        forever("look at the machine", upkeep.check_machine(findings))
+
         await self.store.wait_synced()
         self.health.set(SYNCED)
-        gc.collect()
-        gc.freeze()
-        self.health.set(KERNEL)
+        local = await self._know_local()
+        async with self.deletions.hold() as held:
+            if not held:
+                log.warning("the shims' lock was not free in time; DELs of now are done by the timer")
+            await self.garbage.recover()
+            await self.writer.adopt(
+                {
+                    attachment_key(each.host_link): attachment_fragment(each, local.sources)
+                    for each in self.attachments.attached()
+                }
+            )
+            forever("reconciler", self.reconciler.run())
+            await self.reconciler.wait_synced()
+            self.health.set(KERNEL)
+            # What start-up made lives as long as the process: no collection need walk it again.
+            gc.collect()
+            gc.freeze()
+            await self.cni_server.start()
+        forever("CNI socket", self.cni_server.run())
+        forever("garbage", self.garbage.run())
+        forever("conflist", self.conflist.run())
+        forever(
+            "node condition", upkeep.keep_condition(self.connection, self.store, self.node_name, findings)
+        )
+        forever(
+            "address plan",
+            upkeep.check_cluster(
+                self.store, config, self.node_name, findings, local=self._local, connection=self.connection
+            ),
+        )
         self.health.set(SERVING)
-        forever("node condition", self._keep_condition())
         self._note_start()
 
-    async def _stop_serving(self) -> None:
-        pass
-
-    async def _keep_condition(self) -> None:
-        """Mark this node's network as available, now and whenever somebody says that it is not."""
+    async def _know_local(self) -> LocalNetwork:
+        """Wait until this node's own network can be worked out; findings say what is missing for that."""
         subscription = self.store.subscribe(NODE)
-        own = Key(NODE, self.node_name)
-        marked = False
-        while True:
-            if own in await subscription.next():
-                node = self.store.nodes.get(self.node_name)
-                if node is None or (marked and not node.network_unavailable):
-                    continue
-                try:
-                    await mark_network_available(self.connection, self.node_name)
-                    marked = True
-                    self.findings.clear("NodeConditionNotSet")
-                except ApiError as error:
-                    self.findings.report(
-                        "NodeConditionNotSet",
-                        "warning",
-                        f"the condition NetworkUnavailable of the Node stays: {error}; grant patch on "
-                        "nodes/status, or clear it yourself where a cloud provider sets it",
-                    )
-                except UnreachableError:
-                    await asyncio.sleep(10)
-                    subscription.mark(own)
+        try:
+            while (local := await self.reconciler.prepare()) is None:
+                # A changed Node is one thing that may help, an address of the machine another.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(subscription.next(), _LOOK_SECONDS)
+            return local
+        finally:
+            self.store.unsubscribe(subscription)
+
+    def _local(self) -> LocalNetwork | None:
+        return self.reconciler.local
+
+    @property
+    def _own_node(self) -> Node | None:
+        return self.store.nodes.get(self.node_name)
+
+    def _sources(self) -> Sources:
+        async def links() -> Mapping[str, str]:
+            return await self.writer.query(lambda sync: podlinks.read(sync.route))
+
+        return Sources(
+            version=self.version,
+            node_name=self.node_name,
+            overlay=self.config.overlay,
+            nodes=self.store.nodes,
+            local=self._local,
+            path=lambda node: admin_paths.path(self.reconciler.local, node),
+            leases=self.attachments.ipam,
+            difference=self.writer.difference,
+            links=links,
+            findings=self.findings,
+            health=self._admin_health,
+        )
+
+    def _admin_health(self) -> AdminHealth:
+        synced = self.reconciler.last_sync
+        return AdminHealth(
+            ready=self.health.ready,
+            api_connected=self.reflectors[0].connected,
+            seconds_since_sync=time.time() - synced if synced else -1.0,
+            repairs=self.reconciler.repairs,
+            pending_deletions=len(self.deletions.names()),
+        )
 
     def _reflector(self, resource: Resource[Any], table: Any) -> Reflector[Any]:
         return Reflector(self.connection, resource, table, findings=self.findings, metrics=self.metrics)
 
-    def _http(self, address: str, routes: Any, key: str) -> Coroutine[Any, Any, None]:
-        return http.serve(address, routes, self.findings, key=key)
+    def _report_refusals(self, failures: Mapping[str, str]) -> None:
+        self.reconciler.refused(failures)
 
     def _count_finding(self, finding: Finding, _holds: bool) -> None:
         rows = self.findings.rows()
