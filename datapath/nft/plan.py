@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datapath.nft.observe import ObservedChain, ObservedRuleset, ObservedSet
     from datapath.nft.rules import Ruleset, Set, Table
 
-TRANSACTION_ELEMENTS = 4096
+TRANSACTION_ELEMENTS = 2048
 """Elements that one transaction adds or deletes at most: some 10 ms of the kernel's lock."""
 
 _NAMED_ELEMENTS = 4

@@ -170,6 +170,19 @@ def test_ipv4_shapes_do_not_help_a_pod(
         assert seen.got(token)
 
 
+@pytest.mark.parametrize("shape", [fragments_ipv4, fragments_reversed])
+def test_fragments_do_not_help_a_pod_where_nothing_is_masqueraded(
+    world: World, shape: Callable[[str, str, bytes], tuple[bytes, ...]]
+) -> None:
+    """It is not NAT that has the kernel put fragments together first."""
+    world.program(world.a, masquerade=False)
+    with victim(world.a) as seen:
+        payload, token = seen.forged()
+        send_from_pod(world.pod1, *shape(world.pod1.address(4), world.a.underlay(4), payload))
+        assert not seen.got(token)
+        assert_listening(world, seen)
+
+
 def hop_by_hop(source: str, target: str, payload: bytes) -> tuple[bytes, ...]:
     body = frames.options(DESTINATION_OPTIONS) + frames.options(UDP) + datagram(source, target, payload)
     return (frames.ipv6(source, target, body, following=HOP_BY_HOP),)

@@ -89,11 +89,17 @@ class World:
     pod2: Pod
     remote: Pod
 
-    def program(self, node: Node, *, direct: Iterable[str] = (), exempt: bool = True) -> None:
+    def program(
+        self, node: Node, *, direct: Iterable[str] = (), exempt: bool = True, masquerade: bool = True
+    ) -> None:
         """Bring a node's nftables to what Weft wants there."""
-        node.nft.apply(plan(self.ruleset(node, direct=direct, exempt=exempt), node.nft.read()))
+        options = TableOptions(vxlan_port=VXLAN_PORT, masquerade=masquerade)
+        ruleset = Ruleset(node_tables(options), self.elements(node, direct=direct, exempt=exempt))
+        node.nft.apply(plan(ruleset, node.nft.read()))
 
-    def ruleset(self, node: Node, *, direct: Iterable[str] = (), exempt: bool = True) -> Ruleset:
+    def elements(
+        self, node: Node, *, direct: Iterable[str] = (), exempt: bool = True
+    ) -> dict[SetKey, dict[bytes, bytes]]:
         elements: dict[SetKey, dict[bytes, bytes]] = {}
         peer = self.b if node is self.a else self.a
         for family, number in NUMBERS.items():
@@ -110,7 +116,7 @@ class World:
             if pod.node is node:
                 for each in pod_sources(pod.link, [parse_address(pod.address(f)) for f in (4, 6)]):
                     elements.setdefault(each.key, {}).update(each.elements)
-        return Ruleset(node_tables(TableOptions(vxlan_port=VXLAN_PORT)), elements)
+        return elements
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def host(last: int) -> bytes:
 
 
 class FakeSocket:
-    """One table with one set; each reading of its elements takes the next of `listings`, or the last again."""
+    """One table with one set; each reading of elements takes the next of `listings`, or the last again."""
 
     def __init__(self, listings: list[list[bytes]], *declaration: bytes) -> None:
         self.listings = listings
