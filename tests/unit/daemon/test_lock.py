@@ -10,7 +10,13 @@ import pytest
 
 from daemon.lock import LockedError, only_daemon
 
-HOLD = "import sys, time; from daemon.lock import only_daemon\nwith only_daemon(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+HOLD = """
+import sys, time
+from daemon.lock import only_daemon
+with only_daemon(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_second_holder_is_refused_with_the_first_ones_process(tmp_path: object) -> None:
