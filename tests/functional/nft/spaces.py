@@ -17,13 +17,52 @@ SETTLE_SECONDS = 0.15
 """How long a packet that should not come is waited for; on these links one that comes takes microseconds."""
 
 
-class Space:
-    """One network namespace."""
+class Inside:
+    """A network namespace to open sockets in, by its descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def socket(self, family: int, kind: int = sockets.SOCK_DGRAM, protocol: int = 0) -> sockets.socket:
+        with entered(self.descriptor):
+            opened = sockets.socket(family, kind, protocol)
+        opened.settimeout(SETTLE_SECONDS)
+        return opened
+
+    @contextlib.contextmanager
+    def receiver(self, address: str, port: int) -> Iterator[sockets.socket]:
+        """A UDP socket bound to an address."""
+        family = sockets.AF_INET6 if ":" in address else sockets.AF_INET
+        with self.socket(family) as opened:
+            opened.bind((address, port))
+            yield opened
+
+    @contextlib.contextmanager
+    def wire(self, link: str) -> Iterator[sockets.socket]:
+        """A socket that sends and receives whole frames on a link."""
+        with self.socket(sockets.AF_PACKET, sockets.SOCK_RAW) as opened:
+            opened.bind((link, 3))
+            opened.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 1 << 20)
+            yield opened
+
+    def mac(self, link: str) -> bytes:
+        with self.socket(sockets.AF_PACKET, sockets.SOCK_RAW) as opened:
+            opened.bind((link, 0))
+            found: bytes = opened.getsockname()[4]
+            return found
+
+    def read(self, path: str) -> str:
+        with entered(self.descriptor), open(path, encoding="utf-8") as file:
+            return file.read()
+
+
+class Space(Inside):
+    """A namespace of our own, with a name for `ip` and `nft`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         _run("ip", "netns", "add", name)
-        self.descriptor = open_namespace(f"/run/netns/{name}")
+        super().__init__(open_namespace(f"/run/netns/{name}"))
         self.ip("link set lo up")
 
     def close(self) -> None:
@@ -46,38 +85,6 @@ class Space:
             for name, value in settings.items():
                 with open("/proc/sys/" + name.replace("__", "/"), "w", encoding="ascii") as file:
                     file.write(value)
-
-    def read(self, path: str) -> str:
-        with entered(self.descriptor), open(path, encoding="utf-8") as file:
-            return file.read()
-
-    def socket(self, family: int, kind: int = sockets.SOCK_DGRAM, protocol: int = 0) -> sockets.socket:
-        with entered(self.descriptor):
-            opened = sockets.socket(family, kind, protocol)
-        opened.settimeout(SETTLE_SECONDS)
-        return opened
-
-    @contextlib.contextmanager
-    def receiver(self, address: str, port: int) -> Iterator[sockets.socket]:
-        """A UDP socket bound to an address, which need not be there yet."""
-        family = sockets.AF_INET6 if ":" in address else sockets.AF_INET
-        with self.socket(family) as opened:
-            opened.bind((address, port))
-            yield opened
-
-    @contextlib.contextmanager
-    def wire(self, link: str) -> Iterator[sockets.socket]:
-        """A socket that sends and receives whole frames on a link."""
-        with self.socket(sockets.AF_PACKET, sockets.SOCK_RAW) as opened:
-            opened.bind((link, 3))
-            opened.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 1 << 20)
-            yield opened
-
-    def mac(self, link: str) -> bytes:
-        with self.socket(sockets.AF_PACKET, sockets.SOCK_RAW) as opened:
-            opened.bind((link, 0))
-            found: bytes = opened.getsockname()[4]
-            return found
 
 
 @contextlib.contextmanager
