@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from datapath.errors import NetlinkError, TransactionOutdatedError
-from datapath.netlink.attributes import attribute, big_endian, parse, text
+from datapath.netlink.attributes import attribute, big_endian, parse
 from datapath.netlink.transport import Message
 
 if TYPE_CHECKING:
@@ -20,29 +20,14 @@ if TYPE_CHECKING:
     from datapath.netlink.transport import Socket
 
 NFNL_SUBSYS_NFTABLES = 10
-NFNLGRP_NFTABLES = 7
-"""Multicast group that tells of each change of nftables. A listener makes bulk commits nearly twice as
-slow."""
-
 _BATCH_BEGIN = 16
 _BATCH_END = 17
 _BATCH_GENID = 1
-_NEWGEN = NFNL_SUBSYS_NFTABLES << 8 | 15
 _GETGEN = NFNL_SUBSYS_NFTABLES << 8 | 16
 _GEN_ID = 1
-_GEN_PROC_PID = 2
-_GEN_PROC_NAME = 3
 
 _HEADER = struct.Struct("!BBH")
 HEADER_BYTES = _HEADER.size
-
-
-class Generation(NamedTuple):
-    """The state of nftables in a namespace; in a notification also the process that made it."""
-
-    number: int
-    pid: int = 0
-    process: str = ""
 
 
 def header(family: int, resource: int = 0) -> bytes:
@@ -92,23 +77,7 @@ def transact(
     raise NetlinkError(first.code, where, index=index, detail=first.detail) from first
 
 
-def read_generation(socket: Socket) -> Generation:
-    """Return the present generation (4 us)."""
-    return decode_generation(
-        socket.request(Message(_GETGEN, 0, header(0)), "the generation of nftables could not be read")
-    )
-
-
-def is_generation(kind: int) -> bool:
-    """Whether a notification of NFNLGRP_NFTABLES ends a transaction and carries its generation."""
-    return kind == _NEWGEN
-
-
-def decode_generation(payload: bytes) -> Generation:
-    """Return the generation of an answer or of a notification."""
-    found = parse(payload, HEADER_BYTES)
-    return Generation(
-        big_endian(found.get(_GEN_ID, b"")),
-        big_endian(found.get(_GEN_PROC_PID, b"")),
-        text(found.get(_GEN_PROC_NAME, b"")),
-    )
+def read_generation(socket: Socket) -> int:
+    """Return the generation of nftables in the socket's namespace (15 us)."""
+    answer = socket.request(Message(_GETGEN, 0, header(0)), "the generation of nftables could not be read")
+    return big_endian(parse(answer, HEADER_BYTES)[_GEN_ID])

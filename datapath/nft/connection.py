@@ -50,7 +50,7 @@ class Nft:
 
     def generation(self) -> int:
         """Return the generation of nftables: another than at the last reading tells of a change."""
-        return read_generation(self._socket).number
+        return read_generation(self._socket)
 
     def read(self) -> ObservedRuleset:
         """Return our tables as they are. Raises NetlinkDumpInterruptedError, NetlinkError."""

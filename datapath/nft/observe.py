@@ -81,7 +81,7 @@ def read(socket: Socket, names: frozenset[str]) -> ObservedRuleset:
         NetlinkError: the kernel refused a dump.
     """
     for _ in range(_ATTEMPTS):
-        before = read_generation(socket).number
+        before = read_generation(socket)
         try:
             tables = {key: _table(socket, key, found) for key, found in _tables(socket, names)}
         except NetlinkDumpInterruptedError:
@@ -90,7 +90,7 @@ def read(socket: Socket, names: frozenset[str]) -> ObservedRuleset:
             if error.code == errno.ENOENT:  # a table or set that was listed is gone
                 continue
             raise
-        if read_generation(socket).number == before:
+        if read_generation(socket) == before:
             return ObservedRuleset(before, tables)
     raise NetlinkDumpInterruptedError(f"nftables changed during each of {_ATTEMPTS} readings; retry later")
 
