@@ -66,4 +66,6 @@ def looked_over(request: pytest.FixtureRequest) -> Iterator[None]:
     if "cluster" in request.fixturenames:
         cluster: Cluster = request.getfixturevalue("cluster")
         for node in cluster.nodes.values():
+            if not node.weft.running:  # a failure must not make all later tests fail
+                node.weft.start()
             look_over(node)

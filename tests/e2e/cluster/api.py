@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
-
+from tests.e2e.cluster import execute
 from tests.e2e.cluster.processes import ClusterError
 
 if TYPE_CHECKING:
     from tests.e2e.cluster.pki import Authority, Identity
 
 Object = dict[str, Any]
-STDOUT, STDERR, ERROR = 1, 2, 3  # channels of v4.channel.k8s.io
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """How a command in a pod ended."""
-
-    exit_code: int
-    output: str
-    messages: str
 
 
 class Api:
@@ -99,42 +86,13 @@ class Api:
     def logs(self, pod: str, namespace: str = "default") -> str:
         return self.text("GET", f"/api/v1/namespaces/{namespace}/pods/{pod}/log")
 
-    def execute(self, pod: str, *command: str, namespace: str = "default", timeout: float = 30) -> Answer:
+    def execute(
+        self, pod: str, *command: str, namespace: str = "default", timeout: float = 30
+    ) -> execute.Answer:
         """Runs a command in a pod's first container, through API server and kubelet.
 
         Raises:
             ClusterError: the command could not be started.
         """
-        return asyncio.run(asyncio.wait_for(self._execute(pod, command, namespace), timeout))
-
-    async def _execute(self, pod: str, command: tuple[str, ...], namespace: str) -> Answer:
-        query = urllib.parse.urlencode(
-            [("command", word) for word in command] + [("stdout", "1"), ("stderr", "1")]
-        )
-        url = f"{self.server}/api/v1/namespaces/{namespace}/pods/{pod}/exec?{query}"
-        streams = {STDOUT: b"", STDERR: b"", ERROR: b""}
-        try:
-            async with (
-                aiohttp.ClientSession() as session,
-                session.ws_connect(url, ssl=self._tls, protocols=("v4.channel.k8s.io",)) as socket,
-            ):
-                async for message in socket:
-                    if message.type == aiohttp.WSMsgType.BINARY and message.data[0] in streams:
-                        streams[message.data[0]] += message.data[1:]
-        except aiohttp.ClientError as error:
-            raise ClusterError(f"exec of {command} in {pod}: {error}") from error
-        status = json.loads(streams[ERROR] or b"{}")
-        return Answer(
-            _exit_code(pod, status),
-            streams[STDOUT].decode(errors="replace"),
-            streams[STDERR].decode(errors="replace"),
-        )
-
-
-def _exit_code(pod: str, status: Object) -> int:
-    if status.get("status") == "Success":
-        return 0
-    for cause in status.get("details", {}).get("causes", []):
-        if cause.get("reason") == "ExitCode":
-            return int(cause["message"])
-    raise ClusterError(f"exec in {pod} gave no exit code: {status}")
+        path = f"/api/v1/namespaces/{namespace}/pods/{pod}"
+        return execute.execute(self.server, self._tls, path, command, timeout)

@@ -72,7 +72,7 @@ def pod_manifest(name: str, node: str | None = None, *, serve: bool = False, **m
         }
     spec: Object = {
         "containers": [container],
-        "terminationGracePeriodSeconds": 0,
+        "terminationGracePeriodSeconds": 1,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
     }

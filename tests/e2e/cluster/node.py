@@ -211,8 +211,8 @@ class Node:
         self.weft = self.program("weftd", ROOT / ".venv" / "bin" / "weftd")
         self.weft.start()
 
-    def weftctl(self, *arguments: str) -> str:
-        return self.run(ROOT / ".venv" / "bin" / "weftctl", *arguments)
+    def weftctl(self, *arguments: str, check: bool = True) -> str:
+        return self.run(ROOT / ".venv" / "bin" / "weftctl", *arguments, check=check)
 
     def ip(self, arguments: str) -> str:
         return self.run("ip", *arguments.split())
