@@ -109,13 +109,13 @@ class Conflist:
         malformed: dict[str, str] = {}
         for name in self._earlier():
             path = f"{self._directory}/{name}"
-            fault = _fault(path)
+            plugins, fault = _plugins(path)
             if fault:
                 malformed[name] = (
                     f"{path} is no CNI configuration ({fault}) and sorts before {NAME}: the runtime may "
                     "refuse to start any pod; repair or remove it"
                 )
-            else:
+            elif PLUGIN not in plugins:  # else an operator chains others with Weft in it
                 rivals[name] = (
                     f"{path} sorts before {NAME}: the runtime uses that network and not Weft; remove it, or "
                     "rename it so that it sorts later"
@@ -140,18 +140,18 @@ def _write(descriptor: int, text: bytes) -> None:
     os.fsync(descriptor)
 
 
-def _fault(path: str) -> str:
-    """Say why a runtime can't use a file, "" if it can."""
+def _plugins(path: str) -> tuple[list[object], str]:
+    """Return the types of a configuration's plugins, and why a runtime can't use the file, "" if it can."""
     try:
         with open(path, "rb") as file:
             value = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
-        return str(error)
+        return [], str(error)
     if not isinstance(value, dict):
-        return "it holds no object"
+        return [], "it holds no object"
     fields = {key.casefold(): entry for key, entry in value.items()}
-    if path.endswith(".conflist") and not fields.get("plugins"):
-        return "it has no plugins"
-    if not path.endswith(".conflist") and not fields.get("type"):
-        return "it has no type"
-    return ""
+    plugins = fields.get("plugins") if path.endswith(".conflist") else [fields]
+    if not isinstance(plugins, list) or not plugins:
+        return [], "it has no plugins"
+    types = [plugin.get("type") for plugin in plugins if isinstance(plugin, dict)]
+    return types, "" if all(types) and len(types) == len(plugins) else "it has a plugin without a type"

@@ -94,6 +94,9 @@ def test_rivals_that_come_first_are_named(conflist: Conflist, directory: Path, f
     (directory / "04-other.conflist").write_text('{"name": "o", "plugins": [{"type": "bridge"}]}')
     (directory / "10-flannel.conflist").write_text('{"name": "f", "plugins": [{"type": "flannel"}]}')
     (directory / "00-readme.txt").write_text("hello")
+    (directory / "01-chain.conflist").write_text(
+        '{"name": "weft", "plugins": [{"type": "weft"}, {"type": "tuning"}]}'
+    )
     conflist.look()
     assert {(row.name, row.key) for row in findings.rows()} == {
         ("RivalConflist", "00-multus.conf"),
@@ -114,6 +117,8 @@ def test_rivals_that_come_first_are_named(conflist: Conflist, directory: Path, f
         ("00-a.json", "{}"),
         ("00-a.conflist", '{"name": "a", "plugins": []}'),
         ("00-a.conf", ""),
+        ("00-a.conflist", '{"name": "a", "plugins": [{"type": "weft"}, {}]}'),
+        ("00-a.conflist", '{"name": "a", "plugins": ["weft"]}'),
         ("00-a.conf", "[" * 100_000),
     ],
 )
