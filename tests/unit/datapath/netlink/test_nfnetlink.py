@@ -8,11 +8,9 @@ import pytest
 from datapath.errors import NetlinkError, TransactionOutdatedError
 from datapath.netlink.attributes import be32
 from datapath.netlink.nfnetlink import (
-    Generation,
-    decode_generation,
     header,
-    is_generation,
     nft_kind,
+    read_generation,
     transact,
 )
 from datapath.netlink.transport import Message
