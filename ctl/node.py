@@ -12,22 +12,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ctl.exits import FailedError
-from datapath import podlinks
+from datapath import podlinks, snapshot
+from datapath.attachment import Attachment
 from datapath.desired import ROUTE_PROTOCOL, RouteKind
 from datapath.errors import DatapathError, NamespaceError
+from datapath.kernel import attachment_fragment, attachment_key
 from datapath.netlink.routes import decode_route, get_routes
 from datapath.netlink.transport import Socket
 from datapath.netns import open_namespace
+from datapath.nft.connection import Nft
+from datapath.snapshot import SnapshotError
+from datapath.sync import Sync
 from ipam import messages, reading
 from ipam.audit import audit
 from ipam.errors import StoreError
 from ipam.pool import Pool
+from ipam.record import State
+from weft_rpc import admin_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ipam.reading import Reading
-    from weft_rpc import admin_pb2
+    from ipam.record import Record
 
 DIRECTORY = "/run/weft"
 
@@ -57,6 +64,31 @@ class NodeState:
         """Compares the state database with the kernel. Raises FailedError."""
         return messages.leaks(
             audit(self._database().records, links=self._links(), lives=_is_namespace, now=_boottime())
+        )
+
+    def difference(self) -> admin_pb2.DiffResponse:
+        """Compares the kernel with the desired state that the daemon applied last. Raises FailedError."""
+        database = self._database()
+        try:
+            wanted = snapshot.read(os.path.join(self.directory, "desired.db"))
+            with Socket() as route, Nft() as nft:
+                sync = Sync(route, nft)
+                for key, fragment in wanted.fragments.items():
+                    sync.desired.replace(key, fragment)
+                for pod in (_attachment(each) for each in database.records if each.state is State.ATTACHED):
+                    fragment = attachment_fragment(pod, wanted.sources)
+                    sync.desired.replace(attachment_key(pod.host_link), fragment)
+                found = sync.difference()
+        except SnapshotError as error:
+            raise FailedError(f"{error}; start the daemon to compare") from error
+        except (DatapathError, OSError) as error:
+            raise FailedError(f"kernel and desired state can't be compared: {error}") from error
+        self.age_seconds = wanted.age_seconds
+        return admin_pb2.DiffResponse(
+            differences=[
+                admin_pb2.Difference(kind=row.kind, action=row.action, object=row.object) for row in found
+            ],
+            desired_age_seconds=wanted.age_seconds,
         )
 
     def _database(self) -> Reading:
@@ -90,6 +122,12 @@ class NodeState:
             for route in routes
             if route.kind == RouteKind.UNREACHABLE and route.protocol == ROUTE_PROTOCOL
         )
+
+
+def _attachment(record: Record) -> Attachment:
+    return Attachment(
+        record.host_link, record.netns, record.key.ifname, record.mac, record.mtu, record.addresses
+    )
 
 
 def _is_namespace(path: str) -> bool:

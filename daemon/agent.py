@@ -45,6 +45,7 @@ from daemon.metrics import Metrics
 from daemon.reconcile import Reconciler
 from datapath import podlinks
 from datapath.kernel import attachment_fragment, attachment_key
+from datapath.snapshot import Recorder
 from datapath.writer import Writer
 from ipam.allocator import Allocator
 from ipam.store import Store as Leases
@@ -95,6 +96,11 @@ class Paths:
         return os.path.join(self.run, "admin.sock")
 
     @property
+    def desired(self) -> str:
+        """The desired state as it was applied last, for weftctl while the daemon is down."""
+        return os.path.join(self.run, "desired.db")
+
+    @property
     def leases(self) -> str:
         """IPAM's database."""
         return os.path.join(self.run, "state.db")
@@ -142,6 +148,7 @@ class Agent:
             ),
         )
         self.writer = Writer(report=self._report_refusals)
+        self.recorder = Recorder(self.paths.desired)
         self.reconciler = Reconciler(
             store=self.store,
             writer=self.writer,
@@ -149,6 +156,7 @@ class Agent:
             node_name=self.node_name,
             findings=self.findings,
             metrics=self.metrics,
+            recorder=self.recorder,
         )
         self.leases = Leases(self.paths.leases)
         self.attachments = Attachments(Allocator(self.leases, cooldown=config.cooldown_seconds))
@@ -236,6 +244,7 @@ class Agent:
                 }
             )
             forever("reconciler", self.reconciler.run())
+            forever("record of the desired state", self.recorder.run())
             await self.reconciler.wait_synced()
             self.health.set(KERNEL)
             # What start-up made lives as long as the process: no collection need walk it again.

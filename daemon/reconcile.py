@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from daemon.findings import Findings
     from daemon.metrics import Metrics
     from datapath.desired import Fragment, FragmentKey
+    from datapath.snapshot import Recorder
     from datapath.underlay import HostLink
     from datapath.watch import Noticed
     from datapath.writer import Writer
@@ -75,6 +76,7 @@ class Reconciler:
         findings: Findings,
         metrics: Metrics | None = None,
         namespace: int | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.network = Network(node_name, config)
         self.last_sync = 0.0
@@ -87,6 +89,7 @@ class Reconciler:
         self._findings = findings
         self._metrics = metrics
         self._namespace = namespace
+        self._recorder = recorder
         self._links: tuple[HostLink, ...] = ()
         self._look_at_links = True
         self._dirty: set[str] = set()
@@ -117,6 +120,9 @@ class Reconciler:
         self._links = await self._writer.underlay()
         scratch = Network(self._node_name, self._config)
         scratch.update(self._store.nodes, self._store.nodes, self._links)
+        if scratch.local is None:
+            # Nothing else will be compiled before this changes, so nobody else will say what is missing.
+            self._findings.replace(PROBLEMS, [Finding(*problem) for problem in scratch.problems()])
         return scratch.local
 
     async def run(self) -> None:
@@ -235,6 +241,8 @@ class Reconciler:
     async def _apply(self, changes: Mapping[FragmentKey, Fragment | None], local: LocalNetwork) -> None:
         applied = await self._writer.apply(changes, complete=True, sources=local.sources)
         self._note_sync("change", applied.seconds, applied.failures)
+        if self._recorder is not None:
+            self._recorder.record(changes, local.sources)
 
     async def _resync(self, reason: str) -> None:
         drift = await self._writer.resync(reason)
