@@ -8,6 +8,7 @@ decision about a single attachment (daemon.cni.attachments) and no file (ipam.st
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -48,6 +49,10 @@ _BROKEN = "AttachmentBroken"
 _FAILED_COLLECTION = "CollectionFailed"
 _SCARCE = "PoolNearlyExhausted"
 _TOO_SMALL = "PoolSmallerThanMaxPods"
+
+
+class StateDirectoryLostError(Exception):
+    """Somebody removed the state directory: the daemon's lock and sockets are gone with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,7 @@ class Garbage:
         self._max_pods = max_pods
         self._findings = findings
         self._metrics = metrics
+        self._directory = _identity(os.path.dirname(self._ipam.store.path))
 
     async def recover(self) -> Recovered:
         """Bring records and kernel together after a start; before attachments are adopted, before any ADD.
@@ -131,6 +137,8 @@ class Garbage:
         """Look after everything for ever.
 
         Raises:
+            StateDirectoryLostError: it was made anew with the database in it, but only a new process holds
+                the lock in there and serves the sockets.
             StoreError: the database was lost and can't be written anew: the process must not go on.
         """
         loop = asyncio.get_running_loop()
@@ -147,12 +155,18 @@ class Garbage:
 
     def _look_at_state(self) -> None:
         store = self._ipam.store
+        directory = _identity(os.path.dirname(store.path))
         if store.ensure_present():
             self._findings.report(
                 _STATE_LOST,
                 "warning",
                 f"somebody removed {store.path} under the running daemon; it was written anew and nothing is "
                 "lost; only weftd may touch that directory",
+            )
+        if directory != self._directory:
+            raise StateDirectoryLostError(
+                f"somebody removed {os.path.dirname(store.path)} under the running daemon; nothing is lost, "
+                "but it has to start anew; only weftd may touch that directory"
             )
         with suppress(OSError):
             self._deletions.prepare()
@@ -233,6 +247,14 @@ class Garbage:
             await self._collect()
         except (DatapathError, StoreError) as error:
             log.warning("collection failed, the next one tries again", error=str(error))
+
+
+def _identity(directory: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(directory)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _scarcity(usage: Usage) -> str:

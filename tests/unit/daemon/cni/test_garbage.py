@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pytest
 
 from daemon.cluster.model import Prefix
 from daemon.cni import garbage as module
+from daemon.cni.garbage import StateDirectoryLostError
 from daemon.cni.naming import names
 from ipam.record import State
 from tests.unit.daemon.cni.conftest import FakeLocal
@@ -152,15 +154,28 @@ async def test_a_link_that_somebody_removed_is_told(node: Node, monkeypatch: pyt
     assert reported(node) == set()
 
 
-async def test_a_state_directory_that_is_removed_comes_back(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_database_that_is_removed_comes_back(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     await node.add(1)
     for suffix in ("", "-wal", "-shm"):
         os.unlink(node.store.path + suffix)
     await run_for_a_moment(node, monkeypatch)
     assert "StateLost" in reported(node)
     assert os.path.isdir(node.deletions.directory)
+    node.restart()
+    assert not node.store.fresh
+    assert [record.key for record in node.allocator.records()] == [node.key(1)]
+
+
+async def test_a_state_directory_that_is_removed_ends_the_process_with_nothing_lost(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await node.add(1)
+    shutil.rmtree(node.directory)
+    # Its inode number must not be that of the next one by chance.
+    keep = Path(f"{node.directory}.other")
+    keep.mkdir()
+    with pytest.raises(StateDirectoryLostError, match="start anew"):
+        await run_for_a_moment(node, monkeypatch)
     node.restart()
     assert not node.store.fresh
     assert [record.key for record in node.allocator.records()] == [node.key(1)]
