@@ -63,7 +63,9 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chain:
+class ForeignChain:
+    """A chain of nftables, and whether it is one at the forward hook that drops by policy."""
+
     family: str
     table: str
     name: str
@@ -84,7 +86,7 @@ def observe(netfilter: Socket) -> Surroundings:
     )
 
 
-def describe(links: Iterable[str], chains: Iterable[_Chain]) -> Surroundings:
+def describe(links: Iterable[str], chains: Iterable[ForeignChain]) -> Surroundings:
     """Tell what links and chains mean."""
     remains: dict[str, list[str]] = {}
     for link in links:
@@ -109,14 +111,14 @@ def _words(items: list[str]) -> str:
     return f"{shown} and {len(items) - 3} more" if len(items) > 3 else shown
 
 
-def _chain(payload: bytes) -> _Chain | None:
+def _chain(payload: bytes) -> ForeignChain | None:
     family = _FAMILIES.get(payload[0])
     if family is None:
         return None
     found = parse(payload, _GENMSG_BYTES)
     hook = parse(found.get(_CHAIN_HOOK, b""))
     forward = _HOOK_NUMBER in hook and big_endian(hook[_HOOK_NUMBER]) == _FORWARD
-    return _Chain(
+    return ForeignChain(
         family,
         text(found.get(_CHAIN_TABLE, b"")),
         text(found.get(_CHAIN_NAME, b"")),
