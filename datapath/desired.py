@@ -38,6 +38,7 @@ FDB: Final = 5
 ROUTE: Final = 6
 """Kinds of objects, ranked: what is created first comes first, and what is deleted first comes last."""
 
+RANKS: Final = range(ROUTE + 1)
 SETTINGS: Final = (SYSCTL, LINK_SYSCTL)
 
 

@@ -9,9 +9,10 @@ it, the routes that prefer one of its addresses included, is written again.
 from __future__ import annotations
 
 from enum import Enum
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from datapath.desired import LINK, SETTINGS, SYSCTL, LinkAddress, PodLink, Route, VxlanLink
+from datapath.desired import LINK, RANKS, SETTINGS, SYSCTL, LinkAddress, PodLink, Route, VxlanLink
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -48,30 +49,32 @@ def diff(
         known: what the kernel holds of ours, by its last reading and what was done since.
         keys: what to compare; None compares everything. What goes with a link that is made anew is included.
     """
-    wanted = desired.keys() | known.keys() if keys is None else keys
-    differing = [key for key in wanted if _differs(desired.get(key), known.get(key))]
-    recreated = {key for key in differing if key[0] == LINK and _is_fixed(known.get(key), desired.get(key))}
-    lost = _lost(known, {key[1] for key in recreated}) if recreated else set()
-    if lost:
-        present = set(differing)
-        differing += [key for key in lost if key in desired and key not in present]
-    going = {key[1] for key in differing if key[0] == LINK and key not in desired}
-    going |= {key[1] for key in recreated}
+    differing = _differing(desired, known, desired.keys() | known.keys() if keys is None else keys)
+    links = [(key, old, new) for key, old, new in differing if key[0] == LINK]
+    recreated = {key for key, old, new in links if _is_fixed(old, new)}
+    lost: set[ObjectKey] = set()
+    if recreated:
+        lost = _lost(known, {key[1] for key in recreated})
+        present = {key for key, _, _ in differing}
+        differing += [(key, None, desired[key]) for key in lost if key in desired and key not in present]
+    going = {key[1] for key, _, new in links if new is None or key in recreated}
 
-    forward = [Step(Action.DELETE, key, known[key], None) for key in recreated]
-    backward: list[Step] = []
-    for key in differing:
-        old, new = known.get(key), desired.get(key)
+    # By rank, which takes less than sorting.
+    forward: tuple[list[Step], ...] = tuple([] for _ in RANKS)
+    backward: tuple[list[Step], ...] = tuple([] for _ in RANKS)
+    for key in recreated:
+        forward[LINK].append(Step(Action.DELETE, key, known[key], None))
+    add, replace = Action.ADD, Action.REPLACE
+    for key, old, new in differing:
         if new is not None:
-            fresh = old is None or key in lost or key in recreated
-            forward.append(Step(Action.ADD if fresh else Action.REPLACE, key, None if fresh else old, new))
+            if old is None or key in lost or key in recreated:
+                forward[key[0]].append(Step(add, key, None, new))
+            else:
+                forward[key[0]].append(Step(replace, key, old, new))
         elif old is not None and key[0] not in SETTINGS and (key[0] == LINK or link_of(old) not in going):
-            backward.append(Step(Action.DELETE, key, old, None))
-    # Sorting is stable: the deletion of a link to be made anew stays before its creation.
-    forward.sort(key=_step_rank)
-    _keep_order_of_sysctls(forward, desired)
-    backward.sort(key=_step_rank, reverse=True)
-    return forward + backward
+            backward[key[0]].append(Step(Action.DELETE, key, old, None))
+    _keep_order(forward[SYSCTL], desired)
+    return [*chain(*forward), *chain(*reversed(backward))]
 
 
 def link_of(value: KernelObject) -> str | None:
@@ -79,20 +82,27 @@ def link_of(value: KernelObject) -> str | None:
     return None if isinstance(value, VxlanLink | PodLink) else value.link
 
 
-def _differs(wanted: KernelObject | None, present: KernelObject | None) -> bool:
-    return wanted is not present and wanted != present
+def _differing(
+    desired: Mapping[ObjectKey, KernelObject],
+    known: Mapping[ObjectKey, KernelObject],
+    keys: Collection[ObjectKey],
+) -> list[tuple[ObjectKey, KernelObject | None, KernelObject | None]]:
+    """Return each key that differs with what is known and what is desired."""
+    found = []
+    for key in keys:
+        new = desired.get(key)
+        old = known.get(key)
+        # Equal values are mostly the same object, which costs no comparison.
+        if new is not old and new != old:
+            found.append((key, old, new))
+    return found
 
 
-def _step_rank(step: Step) -> int:
-    return step.key[0]
-
-
-def _keep_order_of_sysctls(steps: list[Step], desired: Mapping[ObjectKey, KernelObject]) -> None:
-    """Put the sysctls, which come first, in the order in which they are desired."""
-    count = sum(1 for step in steps if step.key[0] == SYSCTL)
-    if count > 1:
+def _keep_order(sysctls: list[Step], desired: Mapping[ObjectKey, KernelObject]) -> None:
+    """Put sysctls in the order in which they are desired: accept_ra before forwarding."""
+    if len(sysctls) > 1:
         place = {key: index for index, key in enumerate(desired) if key[0] == SYSCTL}
-        steps[:count] = sorted(steps[:count], key=lambda step: place[step.key])
+        sysctls.sort(key=lambda step: place[step.key])
 
 
 def _is_fixed(old: KernelObject | None, new: KernelObject | None) -> bool:

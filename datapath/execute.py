@@ -7,7 +7,7 @@ Owns the order of messages for one object (a link is created, set up, brought up
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datapath.attachment import DOOMED_GROUP
 from datapath.desired import (
@@ -19,7 +19,7 @@ from datapath.desired import (
     Sysctl,
     VxlanLink,
 )
-from datapath.diff import Action, link_of
+from datapath.diff import Action
 from datapath.errors import DatapathError, NetlinkError
 from datapath.netlink.addresses import del_address, new_address
 from datapath.netlink.links import (
@@ -37,7 +37,7 @@ from datapath.observe import write_setting
 from datapath.offload import set_tx_checksum, tx_checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from datapath.desired import KernelObject, ObjectKey
     from datapath.diff import Step
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 _ABSENT = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
 """A deletion that is refused so has nothing to delete."""
+_SINGLE = (Sysctl, VxlanLink, PodLink)
 _NO_LINK_LOCAL = address_family_settings({}, ipv6_link_local=False)
 
 
@@ -79,40 +80,40 @@ def execute(route: Socket, steps: Sequence[Step], indexes: dict[str, int]) -> Ou
     for step in steps:
         value = step.new if step.new is not None else step.old
         assert value is not None
-        if isinstance(value, Sysctl | VxlanLink | PodLink):
+        if isinstance(value, _SINGLE):
             stale |= _send(route, waiting, outcome)
             waiting.clear()
             stale |= _single(route, step, value, indexes, outcome)
             continue
-        link = link_of(value)
-        index = indexes.get(link) if link is not None else 0
-        if index is None:
-            if step.action is Action.DELETE:
-                outcome.done.append(step)
-            else:
-                outcome.blocked.add(step.key)
-            continue
-        waiting.append((step, _message(step.action, value, index)))
+        link = value.link
+        index = 0 if link is None else indexes.get(link)
+        if index is not None:
+            encode = (_PUT if step.new is not None else _DELETE)[type(value)]
+            waiting.append((step, encode(value, index)))
+        elif step.new is None:
+            outcome.done.append(step)
+        else:
+            outcome.blocked.add(step.key)
     stale |= _send(route, waiting, outcome)
     return outcome._replace(stale=stale)
 
 
-def _message(action: Action, value: KernelObject, index: int) -> Message:
-    delete = action is Action.DELETE
-    match value:
-        case Route():
-            return del_route(value, index) if delete else new_route(value, index)
-        case Neighbour():
-            return del_neighbour(value, index) if delete else new_neighbour(value, index)
-        case FdbEntry():
-            return del_fdb(value, index) if delete else new_fdb(value, index)
-        case LinkAddress():
-            if delete:
-                return del_address(value, index)
-            local = value.address[:2] == b"\xa9\xfe"
-            return new_address(value, index, prefix_route=False, link_scope=local)
-        case _:
-            raise AssertionError(f"{value} has no message of its own")
+def _put_address(address: LinkAddress, index: int) -> Message:
+    return new_address(address, index, prefix_route=False, link_scope=address.address[:2] == b"\xa9\xfe")
+
+
+_PUT: dict[type[KernelObject], Callable[[Any, int], Message]] = {
+    Route: new_route,
+    Neighbour: new_neighbour,
+    FdbEntry: new_fdb,
+    LinkAddress: _put_address,
+}
+_DELETE: dict[type[KernelObject], Callable[[Any, int], Message]] = {
+    Route: del_route,
+    Neighbour: del_neighbour,
+    FdbEntry: del_fdb,
+    LinkAddress: del_address,
+}
 
 
 def _send(route: Socket, waiting: list[tuple[Step, Message]], outcome: Outcome) -> bool:

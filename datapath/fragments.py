@@ -8,6 +8,7 @@ wins, and when it goes the other steps in.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from datapath.desired import Fragment, object_key
@@ -137,11 +138,12 @@ class Fragments:
         """Return objects that several fragments claim, with those who do, the winner first."""
         return tuple(self._objects.contested())
 
-    def replace(self, key: FragmentKey, fragment: Fragment | None) -> Touched:
-        """Put, change or (None) remove one fragment; returns what that touched."""
+    def replace(self, key: FragmentKey, fragment: Fragment | None, touched: Touched | None = None) -> Touched:
+        """Put, change or (None) remove one fragment; returns what that touched, added to `touched`."""
+        if touched is None:
+            touched = Touched()
         old = self._fragments.get(key, _NOTHING)
         new = fragment if fragment is not None else _NOTHING
-        touched = Touched()
         if fragment is None:
             self._fragments.pop(key, None)
         else:
@@ -160,7 +162,7 @@ class Fragments:
         claims = self._objects
         for value in new.objects:
             name: ObjectKey = (value.rank, value.key)
-            if before.pop(name, None) != value:
+            if not before or before.pop(name, None) != value:
                 claims.put(key, name, value)
                 touched.objects.add(name)
         for name in before:
@@ -173,15 +175,17 @@ class Fragments:
         for name in before.keys() | after.keys():
             was, wanted = before.get(name, {}), after.get(name, {})
             claims = self._sets.setdefault(name, Claims())
-            # The difference of the items, not a walk: sets have thousands of elements and few of them change.
-            changed = wanted.items() - was.items()
+            # Differences of keys, not a walk: sets have thousands of elements and few of them change.
             gone = was.keys() - wanted.keys()
-            for element, data in changed:
-                claims.put(key, element, data)
+            put = wanted.keys() - was.keys()
+            if any(islice(wanted.values(), 1)):
+                put.update([each for each in wanted.keys() & was.keys() if wanted[each] != was[each]])
+            for element in put:
+                claims.put(key, element, wanted[element])
             for element in gone:
                 claims.drop(key, element)
-            if changed or gone:
-                touched.elements.setdefault(name, set()).update(gone, (element for element, _ in changed))
+            if put or gone:
+                touched.elements.setdefault(name, set()).update(gone, put)
 
     def _replace_tables(self, key: FragmentKey, old: Fragment, new: Fragment, touched: Touched) -> None:
         before = {(table.family, table.name): table for table in old.tables}

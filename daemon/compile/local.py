@@ -13,7 +13,7 @@ from datapath import text
 from datapath.desired import VXLAN6_LINK, VXLAN_LINK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     from daemon.cluster.model import Node, Prefix
     from daemon.config import Config
@@ -119,7 +119,7 @@ def compile_local(
         node: the object, None while there is none.
         links: the links of this machine that are not ours.
         config: the daemon's configuration.
-        vxlan6: whether a peer can be reached by VXLAN over IPv6 only (see `needs_vxlan6`).
+        vxlan6: whether a peer can be reached by VXLAN over IPv6 only .
         previous: what this returned last. While an InternalIP is on no link (a DHCP client or NetworkManager
             takes it away and adds it again) the way that it had is kept: tearing the overlay down would
             lengthen the gap.
@@ -176,15 +176,19 @@ def compile_local(
     return local, local.problems
 
 
-def needs_vxlan6(node: Node, peers: Iterable[Node]) -> bool:
-    """Whether some peer shares IPv6 as underlay with this node but not IPv4."""
-    return any(tunnel_family(underlay_addresses(node), underlay_addresses(peer)) == IPV6 for peer in peers)
+def tunnel_family(own: Container[Family], other: Iterable[Address]) -> Family | None:
+    """Return the family that two nodes tunnel over: IPv4 where both have it; None with nothing in common.
 
-
-def tunnel_family(own: Iterable[Address], other: Iterable[Address]) -> Family | None:
-    """Return the family that two nodes tunnel over: IPv4 where both have it; None with nothing in common."""
-    common = {len(address) for address in own} & {len(address) for address in other}
-    return min(common) if common else None
+    Args:
+        own: families of one node's underlay addresses.
+        other: the underlay addresses of the other.
+    """
+    found = None
+    for address in other:
+        family = len(address)
+        if family in own and (found is None or family < found):
+            found = family
+    return found
 
 
 def underlay_addresses(node: Node) -> tuple[Address, ...]:
@@ -211,8 +215,11 @@ def contains(prefix: Address, length: int, address: Address) -> bool:
     """Whether an address lies within a prefix, whose host bits don't matter; False across families."""
     if len(prefix) != len(address):
         return False
-    shift = 8 * len(prefix) - length
-    return int.from_bytes(prefix, "big") >> shift == int.from_bytes(address, "big") >> shift
+    whole = length >> 3
+    if prefix[:whole] != address[:whole]:
+        return False
+    rest = 8 - (length & 7)
+    return rest == 8 or prefix[whole] >> rest == address[whole] >> rest
 
 
 def _underlays(

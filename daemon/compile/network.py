@@ -38,6 +38,7 @@ class Network:
     Attributes:
         local: this node's part; None while it can't be known.
         remotes: what each other node needs here.
+        links: the links of the machine as given last.
     """
 
     def __init__(self, node_name: str, config: Config) -> None:
@@ -47,7 +48,7 @@ class Network:
         self._config = config
         self._tables = node_tables(TableOptions(vxlan_port=config.vxlan_port, masquerade=config.masquerade))
         self._nodes: dict[str, Node] = {}
-        self._links: Sequence[HostLink] = ()
+        self.links: Sequence[HostLink] = ()
         self._only_ipv6: set[str] = set()
         self._local_problems: tuple[Problem, ...] = ()
 
@@ -63,14 +64,8 @@ class Network:
         """
         dirty = {name for name in changed if self._nodes.get(name) != nodes.get(name)}
         before = self.local
-        if self._node_name in dirty or links != self._links:
-            self._only_ipv6 = {name for name in nodes if self._needs_ipv6(nodes, name)}
-        else:
-            self._only_ipv6 = {
-                *(self._only_ipv6 - dirty),
-                *(name for name in dirty if self._needs_ipv6(nodes, name)),
-            }
-        self._links = links
+        self._count_ipv6_only(nodes, dirty)
+        self.links = links
         reach_changed = self._take(nodes, dirty)
         self._compile_local(nodes)
         if self.local is None:
@@ -90,13 +85,20 @@ class Network:
         for each in self.remotes.values():
             yield from each.problems
 
-    def _needs_ipv6(self, nodes: Mapping[str, Node], name: str) -> bool:
-        """Whether a peer can be reached by VXLAN over IPv6 only."""
-        own, other = nodes.get(self._node_name), nodes.get(name)
-        if own is None or other is None or other is own:
-            return False
-        family = tunnel_family(underlay_addresses(own), underlay_addresses(other))
-        return family == IPV6
+    def _count_ipv6_only(self, nodes: Mapping[str, Node], dirty: set[str]) -> None:
+        """Keep the set of peers that can be reached by VXLAN over IPv6 only."""
+        own = nodes.get(self._node_name)
+        families = {len(address) for address in underlay_addresses(own)} if own is not None else set()
+        if self._node_name in dirty:
+            self._only_ipv6.clear()
+            dirty = set(nodes)
+        for name in dirty:
+            other = nodes.get(name)
+            if other is not None and tunnel_family(families, underlay_addresses(other)) == IPV6:
+                self._only_ipv6.add(name)
+            else:
+                self._only_ipv6.discard(name)
+        self._only_ipv6.discard(self._node_name)
 
     def _take(self, nodes: Mapping[str, Node], dirty: Iterable[str]) -> bool:
         """Remember nodes; returns whether one changed in what the sets depend on."""
@@ -114,7 +116,7 @@ class Network:
         local, self._local_problems = compile_local(
             self._node_name,
             nodes.get(self._node_name),
-            self._links,
+            self.links,
             self._config,
             vxlan6=bool(self._only_ipv6),
             previous=self.local,

@@ -36,7 +36,7 @@ from datapath.desired import (
 if TYPE_CHECKING:
     from daemon.cluster.model import Node, Prefix
     from daemon.compile.local import LocalNetwork, Vtep
-    from datapath.desired import Address, KernelObject
+    from datapath.desired import Address, KernelObject, Mac
     from datapath.nft.rules import Table
 
 
@@ -81,33 +81,40 @@ def local_fragment(local: LocalNetwork, tables: tuple[Table, ...] = ()) -> Fragm
 
 def remote(local: LocalNetwork, node: Node) -> Remote:
     """Return what a remote node needs on this one."""
-    objects: dict[tuple[int, object], KernelObject] = {}
+    objects: list[KernelObject] = []
     direct: list[Address] = []
     problems: list[Problem] = []
     theirs = underlay_addresses(node)
+    tunnel: tuple[Vtep, Mac] | None = None
     for cidr in node.pod_cidrs:
         clash = _clash(local, node, cidr)
         if clash is not None:
             problems.append(clash)
             continue
-        family = len(cidr.address)
-        gateway = of_family(theirs, family)
-        way = local.underlays.get(family)
-        if local.overlay != "vxlan" and way is not None and gateway is not None and way.reaches(gateway):
-            route = Route(cidr.address, cidr.length, way.link, gateway, way.address)
-            objects[route.rank, route.key] = route
-            direct.append(gateway)
-            continue
-        if local.overlay == "direct":
-            problems.append(_not_direct(local, node, cidr, gateway))
-            continue
-        peer = _tunnel(local, node, cidr)
-        if peer is None:
-            problems.append(_unreachable(node, cidr))
-            continue
-        for value in peer:
-            objects[value.rank, value.key] = value
-    return Remote(Fragment(tuple(objects.values())), tuple(direct), tuple(problems))
+        if local.overlay != "vxlan":
+            gateway = of_family(theirs, len(cidr.address))
+            way = local.underlays.get(len(cidr.address))
+            if way is not None and gateway is not None and way.reaches(gateway):
+                objects.append(Route(cidr.address, cidr.length, way.link, gateway, way.address))
+                direct.append(gateway)
+                continue
+            if local.overlay == "direct":
+                problems.append(_not_direct(local, node, cidr, gateway))
+                continue
+        if tunnel is None:
+            family = tunnel_family(local.vteps, theirs)
+            if family is None:
+                problems.append(_unreachable(node, cidr))
+                continue
+            tunnel = vtep, mac = local.vteps[family], vtep_mac(node.name, family)
+            far = next(address for address in theirs if len(address) == family)
+            objects.append(FdbEntry(vtep.link, mac, far))
+        vtep, mac = tunnel
+        start = cidr.address
+        source = local.tunnel_addresses.get(len(start))
+        objects.append(Neighbour(vtep.link, start, mac))
+        objects.append(Route(start, cidr.length, vtep.link, start, source, onlink=True))
+    return Remote(Fragment(tuple(objects)), tuple(direct), tuple(problems))
 
 
 def _vtep_objects(local: LocalNetwork, vtep: Vtep) -> tuple[KernelObject, ...]:
@@ -133,24 +140,10 @@ def _home(local: LocalNetwork) -> Vtep:
     return local.vteps[min(local.vteps)]
 
 
-def _tunnel(local: LocalNetwork, node: Node, cidr: Prefix) -> tuple[Neighbour, FdbEntry, Route] | None:
-    theirs = underlay_addresses(node)
-    family = tunnel_family((vtep.local for vtep in local.vteps.values()), theirs)
-    if family is None:
-        return None
-    far = of_family(theirs, family)
-    assert far is not None
-    link, mac = local.vteps[family].link, vtep_mac(node.name, family)
-    source = local.tunnel_addresses.get(len(cidr.address))
-    return (
-        Neighbour(link, cidr.address, mac),
-        FdbEntry(link, mac, far),
-        Route(cidr.address, cidr.length, link, cidr.address, source, onlink=True),
-    )
-
-
 def _clash(local: LocalNetwork, node: Node, cidr: Prefix) -> Problem | None:
     for own in local.pod_cidrs:
+        if own.length == cidr.length and own.address != cidr.address:
+            continue
         if contains(own.address, min(own.length, cidr.length), cidr.address):
             return Problem(
                 "PodCidrConflict",

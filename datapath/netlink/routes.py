@@ -35,9 +35,10 @@ _RTNH_F_ONLINK = 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 6, 7, 15
 _RTMSG = Struct("=BBBBBBBBI")
 
-# The two shapes written by the thousand, by the destination's length: rtmsg, RTA_DST, RTA_OIF and then
-# RTA_GATEWAY (towards a node) or RTA_PREFSRC (towards a pod).
+# The shapes written by the thousand, by length of the destination: rtmsg, RTA_DST, RTA_OIF, and RTA_GATEWAY or
+# RTA_PREFSRC (towards a pod), or both (towards a node).
 _LAST = {4: Struct("=BBBBBBBBIHH4sHHIHH4s"), 16: Struct("=BBBBBBBBIHH16sHHIHH16s")}
+_BOTH = {4: Struct("=BBBBBBBBIHH4sHHIHH4sHH4s"), 16: Struct("=BBBBBBBBIHH16sHHIHH16sHH16s")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,10 @@ def _route_payload(route: Route, link_index: int, protocol: int, scope: int) -> 
         return _LAST[size - 4].pack(
             *head, size, _RTA_DST, destination, 8, _RTA_OIF, link_index, size, kind, last
         )
+    if link_index and route.length and not route.metric and gateway is not None and source is not None:
+        size = 4 + len(destination)
+        ours = (size, _RTA_GATEWAY, gateway, size, _RTA_PREFSRC, source)
+        return _BOTH[size - 4].pack(*head, size, _RTA_DST, destination, 8, _RTA_OIF, link_index, *ours)
     parts = [_RTMSG.pack(*head)]
     if route.length:
         parts.append(attribute(_RTA_DST, destination))
