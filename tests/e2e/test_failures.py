@@ -155,8 +155,8 @@ def test_an_outage_of_the_api_server_is_not_noticed_by_pods(cluster: Cluster, pa
                 timeout=60,
                 state=node.weft.tail,
             )
-    for node in cluster.nodes:
-        cluster.create_pod(f"after-{node}", node)
+    for name in cluster.nodes:
+        cluster.create_pod(f"after-{name}", name)
 
 
 def status(node: Node) -> dict[str, Any]:

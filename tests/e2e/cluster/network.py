@@ -89,6 +89,8 @@ def add_node(number: int) -> None:
     run("ip", "netns", "exec", name, "sysctl", "-qw", *settings)
     ip(f"link add eth0 netns {name} type veth peer name {port}")
     ip(f"link set {port} master {BRIDGE} up")
+    # Without it the link-local address, and its routes, appear some time later.
+    run("ip", "netns", "exec", name, "sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=0")
     v4, v6 = node_addresses(number)
     for line in (
         "link set lo up",

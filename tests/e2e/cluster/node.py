@@ -157,7 +157,20 @@ class Node:
 
     def start(self, image: Path) -> None:
         """Starts the node up to its kubelet; it registers, and stays NotReady without a network."""
+        self._power_on()
+        self.run("ctr", "--namespace", "k8s.io", "images", "import", image)
+        self._start_kubelet()
+
+    def reboot(self) -> None:
+        """Cuts the power and starts the node again, with what was on disk and without what was in /run."""
+        self.power_off()
+        self._power_on()
+        self._start_kubelet()
+        self._start_weft()
+
+    def _power_on(self) -> None:
         network.add_node(self.number)
+        (self.directory / "up").unlink(missing_ok=True)
         self.first.start()
         wait_for(
             f"{self.name}'s namespaces",
@@ -177,8 +190,6 @@ class Node:
             state=self.containerd.tail,
             pause=0.05,
         )
-        self.run("ctr", "--namespace", "k8s.io", "images", "import", image)
-        self._start_kubelet()
 
     def _start_kubelet(self) -> None:
         v4, v6 = self.addresses
@@ -208,6 +219,9 @@ class Node:
         path = self.directory / "weftd.yaml"
         path.write_text(content)
         self.run("cp", path, "/etc/weft/weftd.yaml")
+        self._start_weft()
+
+    def _start_weft(self) -> None:
         self.weft = self.program("weftd", ROOT / ".venv" / "bin" / "weftd")
         self.weft.start()
 
@@ -224,12 +238,16 @@ class Node:
         except FileNotFoundError:
             return []
 
-    def stop(self) -> None:
+    def power_off(self) -> None:
         """Ends the node as a power cut would: its first process is killed, and with it all others."""
         for program in ("weft", "kubelet", "containerd"):
             if hasattr(self, program):
                 getattr(self, program).kill()
         self.first.kill()
         network.remove_node(self.number)
-        shutil.rmtree(self.directory / "containerd", ignore_errors=True)
-        shutil.rmtree(self.directory / "kubelet", ignore_errors=True)
+
+    def stop(self) -> None:
+        """Ends the node for good; its logs stay."""
+        self.power_off()
+        for state in ("containerd", "kubelet"):
+            shutil.rmtree(self.directory / state, ignore_errors=True)
