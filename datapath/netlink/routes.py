@@ -35,7 +35,7 @@ _RTNH_F_ONLINK = 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 6, 7, 15
 _RTMSG = Struct("=BBBBBBBBI")
 
-# The shapes written by the thousand, by length of the destination: rtmsg, RTA_DST, RTA_OIF, and RTA_GATEWAY or
+# The shapes written by the thousand, by length of the destination: rtmsg, RTA_DST, RTA_OIF, RTA_GATEWAY or
 # RTA_PREFSRC (towards a pod), or both (towards a node).
 _LAST = {4: Struct("=BBBBBBBBIHH4sHHIHH4s"), 16: Struct("=BBBBBBBBIHH16sHHIHH16s")}
 _BOTH = {4: Struct("=BBBBBBBBIHH4sHHIHH4sHH4s"), 16: Struct("=BBBBBBBBIHH16sHHIHH16sHH16s")}
