@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # anyone.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # structlog imports rich, which weftctl uses, for coloured tracebacks: 3 MiB that nobody here looks at.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
 
     from daemon import config as configuration
     from daemon import logs
