@@ -3,10 +3,11 @@
 An empty database is rebuilt from these, so the text is a format with a version, written compactly
 (IFLA_IFALIAS holds 255 bytes, linux/if.h IFALIASZ) and read strictly:
 
-    weft1 <network> <container id> <ifname> <mac, 12 hex digits> <address>[,<address>] [<netns path>]
+    weft1 <network> <container id> <ifname> <mac, 12 hex digits> <address>[,<address>] <pod> [<netns path>]
 
-The namespace's path comes last and is left out where it does not fit; the link's disappearance tells then
-that the namespace is gone. Pure: knows no netlink and no database.
+The pod is `namespace/name`, or `-` where it is not known or does not fit. The namespace's path comes last and
+is left out where it does not fit; the link's disappearance tells then that the namespace is gone. Pure: knows
+no netlink and no database.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ LIMIT = 255
 
 _FORM = re.compile(
     r"weft1 (?P<network>[a-zA-Z0-9][a-zA-Z0-9_.\-]*) (?P<container>[a-zA-Z0-9][a-zA-Z0-9_.\-]*) "
-    r"(?P<ifname>[^\s/:]{1,15}) (?P<mac>[0-9a-f]{12}) (?P<addresses>[0-9a-f.:]+(?:,[0-9a-f.:]+)?)"
+    r"(?P<ifname>[^\s/:]{1,15}) (?P<mac>[0-9a-f]{12}) (?P<addresses>[0-9a-f.:]+(?:,[0-9a-f.:]+)?) "
+    r"(?:(?P<namespace>[a-zA-Z0-9.\-]+)/(?P<name>[a-zA-Z0-9.\-]+)|-)"
     r"(?: (?P<netns>/[^\x00-\x1f\x7f]*))?"
 )
 
@@ -40,6 +42,8 @@ class Alias:
     mac: bytes
     addresses: tuple[bytes, ...]
     netns: str
+    pod_namespace: str
+    pod_name: str
 
 
 def is_alias(text: str) -> bool:
@@ -55,12 +59,16 @@ def write(record: Record) -> str:
     """
     key = record.key
     addresses = ",".join(str(ip_address(address)) for address in record.addresses)
-    short = f"weft1 {key.network} {key.container_id} {key.ifname} {record.mac.hex()} {addresses}"
-    full = f"{short} {record.netns}"
-    if len(full.encode()) <= LIMIT and _FORM.fullmatch(full):
-        return full
-    if len(short.encode()) <= LIMIT and _FORM.fullmatch(short):
-        return short
+    start = f"weft1 {key.network} {key.container_id} {key.ifname} {record.mac.hex()} {addresses}"
+    pod = f"{record.pod_namespace}/{record.pod_name}"
+    for text in (
+        f"{start} {pod} {record.netns}",
+        f"{start} - {record.netns}",
+        f"{start} {pod}",
+        f"{start} -",
+    ):
+        if len(text.encode()) <= LIMIT and _FORM.fullmatch(text):
+            return text
     raise AliasError(
         f"attachment {key} can't be noted in its link's alias, which holds {LIMIT} bytes: use a shorter "
         "network name in the CNI configuration"
@@ -83,4 +91,11 @@ def read(text: str) -> Alias:
     if len({len(address) for address in addresses}) != len(addresses):
         raise AliasError(f"link alias {text!r} holds two addresses of one family")
     key = AttachmentKey(match["network"], match["container"], match["ifname"])
-    return Alias(key, bytes.fromhex(match["mac"]), addresses, match["netns"] or "")
+    return Alias(
+        key,
+        bytes.fromhex(match["mac"]),
+        addresses,
+        match["netns"] or "",
+        match["namespace"] or "",
+        match["name"] or "",
+    )

@@ -255,6 +255,8 @@ class Attachments:
                     noted.mac,
                     link.mtu,
                     noted.addresses,
+                    noted.pod_namespace,
+                    noted.pod_name,
                     state=State.ATTACHED,
                     created=now,
                 )

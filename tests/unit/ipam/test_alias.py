@@ -20,6 +20,8 @@ RECORD = Record(
     mac=bytes.fromhex("0a0b0c0d0e0f"),
     mtu=1450,
     addresses=(ip_address("10.244.1.17").packed, ip_address("fd00:10:244:1::11").packed),
+    pod_namespace="kube-system",
+    pod_name="coredns-5d78c9869d-abcde",
 )
 NAMES = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,40}", fullmatch=True)
 ADDRESSES = st.one_of(
@@ -33,7 +35,7 @@ def test_what_containerd_gives_fits_whole() -> None:
     text = write(RECORD)
     assert text == (
         f"weft1 weft {'a' * 64} eth0 0a0b0c0d0e0f 10.244.1.17,fd00:10:244:1::11 "
-        "/var/run/netns/cni-01234567-89ab-cdef-0123-456789abcdef"
+        "kube-system/coredns-5d78c9869d-abcde /var/run/netns/cni-01234567-89ab-cdef-0123-456789abcdef"
     )
     assert len(text) <= LIMIT
 
@@ -60,12 +62,20 @@ def test_reading_gives_back_what_was_written(
     found = read(text)
     assert (found.key, found.mac, found.addresses) == (record.key, mac, addresses)
     assert found.netns in (record.netns, "")
+    assert (found.pod_namespace, found.pod_name) in (("kube-system", "coredns-5d78c9869d-abcde"), ("", ""))
 
 
 def test_a_long_namespace_path_is_left_out() -> None:
     found = read(write(replace(RECORD, netns="/run/netns/" + "x" * 200)))
     assert found.netns == ""
     assert found.key == RECORD.key
+    assert found.pod_name == RECORD.pod_name
+
+
+@pytest.mark.parametrize("name", ["n" * 253, "", "a b", "a/b"])
+def test_a_pod_that_does_not_fit_is_left_out(name: str) -> None:
+    found = read(write(replace(RECORD, pod_name=name)))
+    assert (found.pod_namespace, found.pod_name, found.netns) == ("", "", RECORD.netns)
 
 
 def test_a_namespace_path_with_control_characters_is_left_out() -> None:
@@ -83,16 +93,19 @@ def test_a_name_too_long_is_refused_with_the_remedy() -> None:
     [
         "",
         "weft",
-        "weft2 weft c eth0 0a0b0c0d0e0f 10.0.0.1",
-        "weft1 weft c eth0 0a0b0c0d0e0 10.0.0.1",
-        "weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.256",
-        "weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.1,10.0.0.2",
-        "weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.1,fd00::1,fd00::2",
-        "weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.1 netns",
-        "weft1 weft c  0a0b0c0d0e0f 10.0.0.1",
-        "weft1 we/ft c eth0 0a0b0c0d0e0f 10.0.0.1",
-        " weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.1",
-        "weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.1 /" + "x" * 255,
+        "weft2 weft c eth0 0a0b0c0d0e0f 10.0.0.1 -",
+        "weft1 weft c eth0 0a0b0c0d0e0 10.0.0.1 -",
+        "weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.256 -",
+        "weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.1",
+        "weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.1,10.0.0.2 -",
+        "weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.1,fd00::1,fd00::2 -",
+        "weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.1 - netns",
+        "weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.1 pod /run/netns/a",
+        "weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.1 default/ /run/netns/a",
+        "weft1 weft c  0a0b0c0d0e0f 10.0.0.1 -",
+        "weft1 we/ft c eth0 0a0b0c0d0e0f 10.0.0.1 -",
+        " weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.1 -",
+        "weft1 weft c eth0 0a0b0c0d0e0f 10.0.0.1 - /" + "x" * 255,
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:

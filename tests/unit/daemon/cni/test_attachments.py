@@ -31,7 +31,7 @@ async def test_a_lost_database_is_rebuilt_from_the_aliases(node: Node) -> None:
     after = {record.key: record for record in node.allocator.records()}
     assert set(after) == {node.key(1), node.key(2)}
     for key, record in after.items():
-        unknown = replace(before[key], pod_namespace="", pod_name="", pod_uid="", created=record.created)
+        unknown = replace(before[key], pod_uid="", created=record.created)
         assert record == unknown
     # The next ADD takes neither a held address nor the one that was released unnoticed.
     assert (await node.add(4))["ips"][0]["address"] == "10.244.1.4/32"
