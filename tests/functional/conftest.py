@@ -23,7 +23,8 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabCluster]
         pytest.fail(f"{default_shim()} is missing: run `make shim` first")
     config = {"cooldownSeconds": 1, "logLevel": "debug"}
     with LabCluster(tmp_path_factory.mktemp("lab") / "state", config=config) as lab:
-        lab.add_pods(*(f"pod-{number}{letter}" for letter in "ab" for number in (1, 2, 3)))
+        for number in (1, 2, 3):
+            lab.add_pods(f"pod-{number}a", f"pod-{number}b", node=f"node-{number}")
         yield lab
 
 
