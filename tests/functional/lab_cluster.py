@@ -127,7 +127,7 @@ class LabCluster:
         """The JSON that weftctl prints on a node; {} when the daemon cannot be reached."""
         command = self.node(node).namespaces.command(WEFTCTL, *arguments, "-o", "json")
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-        if done.returncode == 3 or (done.returncode == 4 and "has not run" in done.stderr):
+        if done.returncode == 3 or (done.returncode == 4 and "start the daemon" in done.stderr):
             return {}
         assert done.returncode in (0, 1), f"weftctl {' '.join(arguments)}: {done.stderr}{done.stdout}"
         return json.loads(done.stdout)

@@ -31,13 +31,18 @@ def test_reboot(lab: LabCluster) -> None:
 
 def test_reboot_with_state_that_survived_it(lab: LabCluster) -> None:
     """/run/weft need not be a tmpfs: the boot id decides whether what it says still holds."""
-    database = Path("/run/weft/state.db")
-    state = lab.node("node-1").namespaces.run(database.read_bytes)
+    directory = Path("/run/weft")
+
+    def save() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in directory.glob("state.db*")}
+
+    state = lab.node("node-1").namespaces.run(save)
     lab.run(lab.cluster.reboot("node-1", daemon=False))
 
     def restore() -> None:
-        database.parent.mkdir(mode=0o700, exist_ok=True)
-        database.write_bytes(state)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        for name, content in state.items():
+            (directory / name).write_bytes(content)
 
     lab.node("node-1").namespaces.run(restore)
     lab.run(lab.node("node-1").start_daemon())
