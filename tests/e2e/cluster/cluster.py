@@ -9,16 +9,16 @@ import shutil
 import signal
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.e2e.cluster import build, network
 from tests.e2e.cluster.control import URL, ControlPlane
 from tests.e2e.cluster.node import Node
-from tests.e2e.cluster.processes import ClusterError, run, wait_for
+from tests.e2e.cluster.processes import ClusterError, remove_empty_cgroups, run, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from tests.e2e.cluster.api import Api, Object
 
@@ -194,11 +194,7 @@ def sweep() -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
     network.remove_all()
-    # Containers of killed nodes leave empty cgroups behind, in version 1 one per controller.
-    for pattern in ("k8s.io/*", "*/k8s.io/*"):
-        for path in Path("/sys/fs/cgroup").glob(pattern):
-            with contextlib.suppress(OSError):
-                path.rmdir()
+    remove_empty_cgroups()
     shutil.rmtree(DIRECTORY, ignore_errors=True)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tests.e2e.cluster import network
 from tests.e2e.cluster.build import IMAGE
 from tests.e2e.cluster.control import URL
-from tests.e2e.cluster.processes import Program, run, wait_for
+from tests.e2e.cluster.processes import Program, remove_empty_cgroups, run, wait_for
 
 if TYPE_CHECKING:
     from tests.e2e.cluster.pki import Authority
@@ -244,6 +244,7 @@ class Node:
             if hasattr(self, program):
                 getattr(self, program).kill()
         self.first.kill()
+        remove_empty_cgroups()
         network.remove_node(self.number)
 
     def stop(self) -> None:
