@@ -18,25 +18,30 @@ from bench.figures import Figure, table
 from bench.lab_node import one_node
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from bench.tables import Table
 
-ROUNDS, PODS, BURSTS = 60, 50, 7
+ROUNDS = {"ipv4": 60, "dual": 20}
+"""Fewer for dual-stack: ptp waits a second and a half for duplicate address detection."""
+PODS, BURSTS = 50, 7
 PROGRAM = Path(__file__).with_name("cni_node.py")
 
 
-def run() -> list[Table]:
-    """Measures in a lab of one node."""
-    result = asyncio.run(_measure())
-    remark = f"start of /bin/true: {statistics.median(result['true']):.2f} ms"
-    return [table(f"medians of {ROUNDS} rounds and {BURSTS} bursts", figures(result), remark)]
+def run() -> Iterator[Table]:
+    """Measures in a lab of one node, for pods with IPv4 and for pods with both families."""
+    for family, title in (("ipv4", "IPv4 pods"), ("dual", "dual-stack pods")):
+        result = asyncio.run(_measure(family))
+        remark = f"start of /bin/true: {statistics.median(result['true']):.2f} ms"
+        yield table(
+            f"{title}: medians of {ROUNDS[family]} rounds and {BURSTS} bursts", figures(result), remark
+        )
 
 
-async def _measure() -> dict[str, Any]:
-    async with one_node() as (_, node):
-        arguments = (str(number) for number in (ROUNDS, PODS, BURSTS))
-        output = await node.run(sys.executable, str(PROGRAM), *arguments, limit=600)
+async def _measure(family: str) -> dict[str, Any]:
+    async with one_node(family=family) as (_, node):
+        arguments = (str(number) for number in (ROUNDS[family], PODS, BURSTS))
+        output = await node.run(sys.executable, str(PROGRAM), family, *arguments, limit=600)
     result: dict[str, Any] = json.loads(output)
     return result
 

@@ -24,9 +24,11 @@ PEERS = "/usr/lib/cni"
 WEFT = "/opt/cni/bin"
 SOCKET = "/run/weft/cni.sock"
 PARALLEL_BATCHES = 4
-_ranges = [[{"subnet": "10.200.0.0/16"}]]
-"""IPv4 alone, in favour of the peers: with IPv6 ptp waits 1.5 s for duplicate address detection."""
-_routes = [{"dst": "0.0.0.0/0"}]
+RANGES = {
+    "ipv4": [[{"subnet": "10.200.0.0/16"}]],
+    "dual": [[{"subnet": "10.200.0.0/16"}], [{"subnet": "fd20::/64"}]],
+}
+ROUTES = {"ipv4": [{"dst": "0.0.0.0/0"}], "dual": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}
 _names = count()
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -40,9 +42,9 @@ class Variant:
     config: dict[str, Any]
 
 
-def variants() -> list[Variant]:
-    """Weft, and the reference plugins with host-local in the shapes that clusters use."""
-    ipam = {"type": "host-local", "ranges": _ranges, "routes": _routes}
+def variants(family: str) -> list[Variant]:
+    """Weft, and the reference plugins with host-local, for pods of the same families."""
+    ipam = {"type": "host-local", "ranges": RANGES[family], "routes": ROUTES[family]}
     return [
         Variant("weft", f"{WEFT}/weft", {"type": "weft", "name": "weft"}),
         Variant(
@@ -108,9 +110,9 @@ def execute(variant: Variant, command: str, sandbox: Sandbox) -> float:
     return seconds * 1000
 
 
-def one_by_one(rounds: int) -> dict[str, dict[str, list[float]]]:
+def one_by_one(family: str, rounds: int) -> dict[str, dict[str, list[float]]]:
     """Times ADD and DEL of each variant in turn, so that all see the same machine."""
-    chosen = variants()
+    chosen = variants(family)
     times: dict[str, dict[str, list[float]]] = {each.name: {"ADD": [], "DEL": []} for each in chosen}
     for number in range(rounds):
         for variant in chosen[number % len(chosen) :] + chosen[: number % len(chosen)]:
@@ -178,30 +180,37 @@ async def burst(number: int, commands: tuple[str, ...] = ("ADD", "DEL")) -> list
     return seconds
 
 
-def batches(number: int) -> float:
+def batches(family: str, number: int) -> float:
     """Wires as many pods by `ip -batch`, four at a time, two processes for each; returns the seconds."""
     sandboxes = [Sandbox() for _ in range(number)]
 
     def wire(position: int) -> None:
         name = sandboxes[position].container
         host, address = f"b{position}", f"10.201.{position // 250}.{position % 250 + 1}"
-        outside = (
-            f"link add {host} mtu 1450 type veth peer name eth0 netns {name} mtu 1450\n"
-            f"link set {host} address ee:ee:ee:ee:ee:ee up\n"
-            f"address add 169.254.1.1/32 dev {host} scope link\n"
-            f"address add fe80::1/64 dev {host} nodad\n"
-            f"route add {address}/32 dev {host}\nroute add fd21::{position + 1:x}/128 dev {host}\n"
-        )
-        inside = (
-            f"link set lo up\nlink set eth0 up\naddress add {address}/32 dev eth0\n"
-            f"address add fd21::{position + 1:x}/128 dev eth0 nodad\n"
-            "neighbour add 169.254.1.1 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent\n"
-            "neighbour add fe80::1 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent\n"
-            "route add 169.254.1.1 dev eth0 scope link\nroute add default via 169.254.1.1 dev eth0\n"
-            "route add default via fe80::1 dev eth0\n"
-        )
-        for command, script in ((["ip"], outside), (["ip", "-n", name], inside)):
-            subprocess.run([*command, "-batch", "-"], input=script, text=True, check=True)
+        outside = [
+            f"link add {host} mtu 1450 type veth peer name eth0 netns {name} mtu 1450",
+            f"link set {host} address ee:ee:ee:ee:ee:ee up",
+            f"address add 169.254.1.1/32 dev {host} scope link",
+            f"route add {address}/32 dev {host}",
+        ]
+        inside = [
+            "link set lo up",
+            "link set eth0 up",
+            f"address add {address}/32 dev eth0",
+            "neighbour add 169.254.1.1 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent",
+            "route add 169.254.1.1 dev eth0 scope link",
+            "route add default via 169.254.1.1 dev eth0",
+        ]
+        if family == "dual":
+            address6 = f"fd21::{position + 1:x}"
+            outside += [f"address add fe80::1/64 dev {host} nodad", f"route add {address6}/128 dev {host}"]
+            inside += [
+                f"address add {address6}/128 dev eth0 nodad",
+                "neighbour add fe80::1 lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent",
+                "route add default via fe80::1 dev eth0",
+            ]
+        for command, lines in ((["ip"], outside), (["ip", "-n", name], inside)):
+            subprocess.run([*command, "-batch", "-"], input="\n".join(lines), text=True, check=True)
 
     try:
         begin = time.perf_counter()
@@ -218,20 +227,21 @@ def batches(number: int) -> float:
 
 
 def main() -> None:
-    """Measures as the arguments say (rounds one by one, pods at once, how often), or only attaches pods."""
-    if sys.argv[1] == "attach":
-        asyncio.run(burst(int(sys.argv[2]), ("ADD",)))
+    """Measures as the arguments say (families, rounds, pods at once, how often), or only attaches pods."""
+    family, *numbers = sys.argv[1:]
+    if family == "attach":
+        asyncio.run(burst(int(numbers[0]), ("ADD",)))
         return
-    rounds, pods, bursts = map(int, sys.argv[1:4])
+    rounds, pods, bursts = map(int, numbers)
     result: dict[str, Any] = {
         "true": start_cost(rounds),
-        "one": one_by_one(rounds),
+        "one": one_by_one(family, rounds),
         "burst": [],
         "batches": [],
     }
     for _ in range(bursts):
         result["burst"].append(asyncio.run(burst(pods)))
-        result["batches"].append(batches(pods))
+        result["batches"].append(batches(family, pods))
     json.dump(result, sys.stdout)
 
 
