@@ -8,7 +8,6 @@ wins, and when it goes the other steps in.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from datapath.desired import Fragment, object_key
@@ -178,7 +177,7 @@ class Fragments:
             # Differences of keys, not a walk: sets have thousands of elements and few of them change.
             gone = was.keys() - wanted.keys()
             put = wanted.keys() - was.keys()
-            if any(islice(wanted.values(), 1)):
+            if any(wanted.values()) or any(was.values()):
                 put.update([each for each in wanted.keys() & was.keys() if wanted[each] != was[each]])
             for element in put:
                 claims.put(key, element, wanted[element])
