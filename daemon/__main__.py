@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from daemon.config import Config
+    from daemon.config import Config, ConfigError
 
 FAILED, MISCONFIGURED, LOCKED = 1, 2, 3
 
@@ -41,9 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logs.configure("info", "json")
         for fault in str(error).splitlines():
             logs.log.error("wrong configuration", fault=fault)
+        _tell_cluster(error)
         return MISCONFIGURED
     logs.configure(config.log_level, config.log_format)
     return _run(config)
+
+
+def _tell_cluster(error: ConfigError) -> None:
+    """Let `kubectl describe node` show why the daemon does not start."""
+    import uvloop
+
+    from daemon.agent import Paths, tell_cluster
+
+    uvloop.run(tell_cluster(error.usable, "ConfigurationWrong", str(error), paths=Paths()))
 
 
 def _run(config: Config) -> int:

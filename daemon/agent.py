@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from daemon.admin import server as admin
 from daemon.admin.sources import Health as AdminHealth
 from daemon.admin.sources import Sources
 from daemon.cluster import decode, endpoint
-from daemon.cluster.connection import Connection
+from daemon.cluster.connection import Connection, UnreachableError
 from daemon.cluster.reflector import Reflector, Resource
 from daemon.cluster.store import NODE, Store
 from daemon.cni.attachments import Attachments
@@ -64,6 +65,7 @@ SYNCED = "cluster state complete"
 KERNEL = "kernel in line"
 SERVING = "container runtime served"
 
+TELL_SECONDS = 5.0
 GRACE_SECONDS = 5.0
 """How long requests of the runtime may take to finish when the daemon stops."""
 _LOOK_SECONDS = 5.0
@@ -129,7 +131,9 @@ class Agent:
         self.config = config
         self.version = version
         self.paths = paths or Paths()
-        os.makedirs(self.paths.credentials, mode=0o700, exist_ok=True)
+        # Of a daemon that was killed, copies of keys may have stayed.
+        shutil.rmtree(self.paths.credentials, ignore_errors=True)
+        os.makedirs(self.paths.credentials, mode=0o700)
         self.node_name = node_name(config)
         self.metrics = Metrics()
         self.metrics.build.labels(version).set(1)
@@ -232,6 +236,7 @@ class Agent:
 
         await self.store.wait_synced()
         self.health.set(SYNCED)
+        forever("address plan", self._check_cluster())
         local = await self._know_local()
         async with self.deletions.hold() as held:
             if not held:
@@ -257,12 +262,6 @@ class Agent:
         forever(
             "node condition", upkeep.keep_condition(self.connection, self.store, self.node_name, findings)
         )
-        forever(
-            "address plan",
-            upkeep.check_cluster(
-                self.store, config, self.node_name, findings, local=self._local, connection=self.connection
-            ),
-        )
         self.health.set(SERVING)
         self._note_start()
 
@@ -277,6 +276,16 @@ class Agent:
             return local
         finally:
             self.store.unsubscribe(subscription)
+
+    def _check_cluster(self) -> Coroutine[Any, Any, None]:
+        return upkeep.check_cluster(
+            self.store,
+            self.config,
+            self.node_name,
+            self.findings,
+            local=self._local,
+            connection=self.connection,
+        )
 
     def _local(self) -> LocalNetwork | None:
         return self.reconciler.local
@@ -334,6 +343,21 @@ class Agent:
 async def _never_ending(name: str, body: Coroutine[Any, Any, None]) -> None:
     await body
     raise EndedError(f"{name} ended, which it never should; the daemon has to be started again")
+
+
+async def tell_cluster(config: Config, reason: str, message: str, *, paths: Paths) -> None:
+    """Post one event about this node, for a daemon that won't start; does what it can in TELL_SECONDS."""
+    connection = Connection(lambda: endpoint.choose(config), scratch=paths.credentials)
+    events = Events(connection, node_name(config), Metrics())
+    events.emit(reason, message, warning=True)
+    try:
+        os.makedirs(paths.credentials, mode=0o700, exist_ok=True)
+        async with asyncio.timeout(TELL_SECONDS):
+            await events.flush()
+    except (UnreachableError, TimeoutError, OSError) as error:
+        log.warning("the cluster could not be told", error=str(error))
+    finally:
+        await connection.close()
 
 
 def process_age() -> float:

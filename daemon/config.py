@@ -26,7 +26,15 @@ DEFAULT_PATH = "/etc/weft/weftd.yaml"
 
 
 class ConfigError(Exception):
-    """The configuration can't be used; the message has one line per fault, each with its remedy."""
+    """The configuration can't be used; the message has one line per fault, each with its remedy.
+
+    Attributes:
+        usable: the configuration with all faulty keys left out; enough to tell the cluster about the fault.
+    """
+
+    def __init__(self, message: str, usable: Config | None = None) -> None:
+        self.usable = usable or Config()
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +376,7 @@ def parse(text: str, path: str = DEFAULT_PATH) -> Config:
         except ValueError:
             faults.append(f"{name}: {_shown(value)} is not allowed; allowed: {key.allowed}")
     if faults:
-        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
+        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults), Config(**values))
     return Config(**values)
 
 

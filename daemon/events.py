@@ -96,22 +96,28 @@ class Events:
         """Post what was emitted."""
         while True:
             await self._ready.wait()
-            while self._waiting:
-                event = self._waiting[0]
-                namespace = event["metadata"]["namespace"]
-                try:
-                    await self._connection.request(
-                        "POST", f"/api/v1/namespaces/{namespace}/events", body=event
-                    )
-                except ApiError as error:
-                    self._metrics.events_dropped.labels("refused").inc()
-                    log.debug("event refused", reason=event["reason"], error=str(error))
-                except UnreachableError:
-                    # It waits for the API server; those that come after it find their place or are dropped.
-                    await asyncio.sleep(_REFILL_SECONDS)
-                    continue
-                self._waiting.popleft()
-            self._ready.clear()
+            try:
+                await self.flush()
+            except UnreachableError:
+                # It waits for the API server; those that come after it find their place or are dropped.
+                await asyncio.sleep(_REFILL_SECONDS)
+
+    async def flush(self) -> None:
+        """Post what waits.
+
+        Raises:
+            UnreachableError: the API server is away; the rest waits on.
+        """
+        while self._waiting:
+            event = self._waiting[0]
+            path = f"/api/v1/namespaces/{event['metadata']['namespace']}/events"
+            try:
+                await self._connection.request("POST", path, body=event)
+            except ApiError as error:
+                self._metrics.events_dropped.labels("refused").inc()
+                log.debug("event refused", reason=event["reason"], error=str(error))
+            self._waiting.popleft()
+        self._ready.clear()
 
     def _event(self, reason: str, message: str, warning: bool, pod: PodReference | None) -> dict[str, Any]:
         now = _now()

@@ -52,11 +52,12 @@ class Timing:
     """Seconds, and the page size of lists.
 
     Attributes:
-        watch: a watch is asked to end after this or up to twice this, so that load spreads over API servers.
-        idle: silence after which a connection counts as dead. Bookmarks come about once a minute.
-        first_delay: before the first retry; each further one waits twice as long, up to `last_delay`, +-50 %.
-        absent: how often an optional kind is looked for again.
-        patience: how long it may take to be back in contact before a finding says so.
+        watch: a watch is asked to end after this or up to twice this, so that load spreads over API
+        servers. idle: silence after which a connection counts as dead. Bookmarks come about once a minute.
+        first_delay: before the first retry; each further one waits twice as long, up to `last_delay`, +-50
+        %. absent: how often an optional kind is looked for again. patience: how long it may take to be back
+        in contact before a finding says so. page: objects per page. Nodes are 10 KiB and more; a page is
+        parsed in one go and costs tenfold in memory.
     """
 
     watch: float = 300
@@ -65,7 +66,7 @@ class Timing:
     last_delay: float = 30
     absent: float = 600
     patience: float = 10
-    page: int = 500
+    page: int = 250
 
 
 class Reflector(Generic[Value]):

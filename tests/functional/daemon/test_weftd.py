@@ -216,6 +216,9 @@ async def test_a_wrong_configuration_is_told_in_full_and_ends_it(machine: Machin
     faults = " ".join(entry["fault"] for entry in log)
     assert "vni: 0 is not allowed; allowed: 1 to 16777215" in faults
     assert "unknown key 'colour'" in faults
+    (event,) = machine.storage.list(machine.storage.catalogue.named("events"))
+    assert (event["reason"], event["involvedObject"]["name"]) == ("ConfigurationWrong", "node-3")
+    assert "vni: 0 is not allowed" in event["message"]
     assert not machine.has_conflist
 
 

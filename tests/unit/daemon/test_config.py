@@ -140,6 +140,12 @@ def test_all_faults_are_told_at_once() -> None:
     assert len(str(caught.value).splitlines()) == 4
 
 
+def test_what_is_right_beside_a_fault_can_be_used_to_tell_of_it() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("vni: 0\napiServer: https://10.0.0.1:6443\nnodeName: a")
+    assert caught.value.usable == Config(api_server="https://10.0.0.1:6443", node_name="a")
+
+
 @pytest.mark.parametrize(
     "text", ["a: [", "- a", "text", "vni: 1\nvni: 2", "x: !!python/object:os.system {}", "\t"]
 )

@@ -362,7 +362,7 @@ async def test_five_thousand_nodes(api: FakeApi, follow: Callable[..., Follower]
     started = asyncio.get_running_loop().time()
     await asyncio.wait_for(follower.store.nodes.wait_synced(), 30)
     assert len(follower.store.nodes) == 5000
-    assert api.requests["GET"] == 10
+    assert api.requests["GET"] == 20
     assert asyncio.get_running_loop().time() - started < 15
     await until(lambda: api.requests["WATCH"])
     keys = follower.store.subscribe(NODE).take()
