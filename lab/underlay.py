@@ -46,6 +46,11 @@ class Segment:
         """The bridge in the control plane's namespace."""
         return f"segment-{self.number}"
 
+    @property
+    def mac(self) -> str:
+        """The bridge's MAC address."""
+        return f"02:00:00:00:{self.number >> 8:02x}:{self.number & 0xFF:02x}"
+
     def network(self, family: int) -> IpNetwork:
         """Its prefix of that address family."""
         return ip_network(f"172.31.{self.number}.0/24" if family == 4 else f"fd31:{self.number}::/64")
@@ -91,7 +96,10 @@ class Underlay:
         lines = ["link set lo up"]
         lines += [f"addr add {OUTSIDE[family]} dev lo" for family in (4, 6)]
         for segment in self.segments:
-            lines.append(f"link add {segment.bridge} mtu {self.mtu} type bridge mcast_snooping 0")
+            # A bridge without a MAC address of its own changes it whenever a node comes or goes.
+            lines.append(
+                f"link add {segment.bridge} address {segment.mac} mtu {self.mtu} type bridge mcast_snooping 0"
+            )
             lines.append(f"link set {segment.bridge} up addrgenmode none")
             for family in self.families:
                 prefix = segment.network(family).prefixlen
