@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BENCHES = {
     "pods": "one pod's wiring, alone and fifty at once, against the kernel's floor and `ip -batch`",
-    "handler": "one ADD and DEL inside the daemon, and fifty at once, against the kernel's floor",
+    "inside": "one ADD and DEL inside the daemon, and fifty at once, against the kernel's floor",
     "nodes": "thousands of remote nodes joining, one changing, an unchanged resync",
     "cni": "ADD and DEL as a runtime sees them, against reference plugins",
     "memory": "the daemon's memory at rest and at scale",

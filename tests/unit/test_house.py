@@ -48,6 +48,7 @@ RAW_TASKS: dict[str, str] = {
 """Files that may start a task outside a TaskGroup, each with the reason."""
 
 TESTED_ELSEWHERE = {
+    "daemon/__main__.py": "started as a process by tests/functional and by the lab",
     "datapath/execute.py": "through the writer, by tests/functional/overlay",
     "datapath/observe.py": "through the writer, by tests/functional/overlay",
     "datapath/offload.py": "through the writer, by tests/functional/overlay",

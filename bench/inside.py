@@ -124,17 +124,17 @@ async def _service(node: int) -> AsyncIterator[CniService]:
             config=Config(),
             metrics=Metrics(),
         )
-        running = asyncio.ensure_future(writer.run())
-        try:
-            await asyncio.sleep(0)
-            await writer.adopt({})
-            tables = Fragment(tables=node_tables(TableOptions()))
-            await writer.apply({("local",): tables}, complete=True, sources=NODE)
-            yield service
-        finally:
-            running.cancel()
-            await asyncio.wait((running,))
-            leases.close()
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(writer.run())
+            try:
+                await asyncio.sleep(0)
+                await writer.adopt({})
+                tables = Fragment(tables=node_tables(TableOptions()))
+                await writer.apply({("local",): tables}, complete=True, sources=NODE)
+                yield service
+            finally:
+                running.cancel()
+        leases.close()
 
 
 def _call(command: str, space: str, number: int) -> ExecuteRequest:
