@@ -271,6 +271,20 @@ async def test_it_waits_for_its_node_and_podcidr(machine: Machine) -> None:
     await until(machine.ready, "ready")
 
 
+async def test_a_part_that_fails_ends_the_process_loudly(machine: Machine) -> None:
+    daemon = machine.spawn()
+    await until(machine.ready, "ready")
+    routes = machine.sh("ip route show proto 119")
+    machine.sh("rm -rf /run/weft")
+    code, log = await end(daemon)
+    assert code == 1
+    (failure,) = [entry for entry in log if entry["event"] == "the daemon failed"]
+    assert failure["error"].startswith("StateDirectoryLostError: somebody removed /run/weft")
+    assert machine.sh("ip route show proto 119") == routes
+    machine.spawn()
+    await until(machine.ready, "ready again")
+
+
 async def test_ports_of_others_are_findings_not_ends(machine: Machine) -> None:
     with entered(machine.net):
         other = socket.create_server(("127.0.0.1", 9465))

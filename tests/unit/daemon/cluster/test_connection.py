@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -76,6 +78,21 @@ async def test_a_rotation_does_not_cut_a_running_watch(
         event = json.loads(await anext(lines))
     assert event["object"]["metadata"]["name"] == "n0"
     assert api.seen_tokens == ["first", "second"]
+
+
+async def test_the_kernel_watches_over_idle_watches(
+    api: FakeApi, connect: Callable[[Endpoint], Connection]
+) -> None:
+    connection = connect(Endpoint(api.url, "a test"))
+    query: dict[str, str | int] = {"watch": "true", "resourceVersion": "100", "timeoutSeconds": 10}
+    options: list[tuple[int, int]] = []
+    async with connection.stream("/api/v1/nodes", query, idle=5):
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(number))) as own:
+                if own.getpeername()[:2] == ("127.0.0.1", api.port):
+                    keepalive = own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                    options.append((keepalive, own.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)))
+    assert options == [(1, 30_000)]
 
 
 async def test_a_refused_token_is_read_again(
