@@ -59,9 +59,9 @@ def show(invocation: Invocation) -> None:
 @watch_option
 @click.pass_obj
 def check(invocation: Invocation) -> None:
-    """Look for leases without a pod and pods without a lease; the exit code is 1 when there are any.
+    """Look for leases without a pod and pods without a lease.
 
-    The daemon takes such leases back by itself, at its start and by timer. Works without the daemon: the
+    The exit code is 1 when there are any. The daemon takes such leases back by itself, at its start and by timer. Works without the daemon: the
     node's state and kernel are read then.
     """
 
