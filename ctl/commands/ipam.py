@@ -61,8 +61,8 @@ def show(invocation: Invocation) -> None:
 def check(invocation: Invocation) -> None:
     """Look for leases without a pod and pods without a lease.
 
-    The exit code is 1 when there are any. The daemon takes such leases back by itself, at its start and by timer. Works without the daemon: the
-    node's state and kernel are read then.
+    The exit code is 1 when there are any. The daemon takes such leases back by itself, at its start and by
+    timer. Works without the daemon: the node's state and kernel are read then.
     """
 
     def load() -> Report:
