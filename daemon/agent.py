@@ -161,6 +161,7 @@ class Agent:
             findings=self.findings,
             metrics=self.metrics,
             recorder=self.recorder,
+            on_addresses=self.connection.forsake,
         )
         self.leases = Leases(self.paths.leases)
         self.attachments = Attachments(Allocator(self.leases, cooldown=config.cooldown_seconds))

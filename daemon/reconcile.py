@@ -1,10 +1,8 @@
 """Keeps the node's network in line with the cluster: compiles what changed and hands it to the writer.
 
 One loop for everything: a changed Node, a changed underlay, a notification of the kernel, the timer. What it
-    does
-depends on what is, not on what happened: the happenings only say what to look at. Owns the compiled state;
-    knows no
-netlink and no API.
+does depends on what is, not on what happened: the happenings only say what to look at. Owns the compiled
+state; knows no netlink and no API.
 """
 
 from __future__ import annotations
@@ -22,14 +20,14 @@ from datapath.errors import DatapathError
 from datapath.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from daemon.cluster.store import Store, Subscription
     from daemon.compile.local import LocalNetwork
     from daemon.config import Config
     from daemon.findings import Findings
     from daemon.metrics import Metrics
-    from datapath.desired import Fragment, FragmentKey
+    from datapath.desired import Address, Fragment, FragmentKey
     from datapath.snapshot import Recorder
     from datapath.underlay import HostLink
     from datapath.watch import Noticed
@@ -77,7 +75,9 @@ class Reconciler:
         metrics: Metrics | None = None,
         namespace: int | None = None,
         recorder: Recorder | None = None,
+        on_addresses: Callable[[Collection[Address]], None] = lambda _: None,
     ) -> None:
+        """`on_addresses` is told of addresses of the machine, not of pods, that came or went."""
         self.network = Network(node_name, config)
         self.last_sync = 0.0
         self.repairs = 0
@@ -90,6 +90,7 @@ class Reconciler:
         self._metrics = metrics
         self._namespace = namespace
         self._recorder = recorder
+        self._on_addresses = on_addresses
         self._links: tuple[HostLink, ...] = ()
         self._look_at_links = True
         self._dirty: set[str] = set()
@@ -174,6 +175,8 @@ class Reconciler:
         if noticed.links or noticed.addresses or noticed.overrun:
             self._look_at_links = True
             self._wake.set()
+        if noticed.addresses:
+            self._on_addresses(noticed.addresses)
         local = self.local
         ways = {way.link for way in local.underlays.values()} if local is not None else set()
         own = {way.address for way in local.underlays.values()} if local is not None else set()

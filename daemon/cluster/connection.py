@@ -20,12 +20,13 @@ import socket
 import ssl
 import sys
 from importlib.abc import Loader
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
     from types import ModuleType
 
     from daemon.cluster.endpoint import Endpoint
@@ -146,6 +147,7 @@ class Connection:
         self._connect_timeout = connect_timeout
         self._client: _Client | None = None
         self._loading = asyncio.Lock()
+        self._streams: set[Any] = set()
         self.endpoint: Endpoint | None = None
 
     async def request(
@@ -193,7 +195,26 @@ class Connection:
         limits = aiohttp.ClientTimeout(sock_connect=self._connect_timeout, sock_read=idle)
         async with self._open("GET", path, query, None, "application/json", limits) as response:
             _probe_when_idle(response)
-            yield _lines(response)
+            transport = response.connection.transport if response.connection else None
+            if transport is not None:
+                self._streams.add(transport)
+            try:
+                yield _lines(response)
+            finally:
+                self._streams.discard(transport)
+
+    def forsake(self, addresses: Collection[bytes]) -> None:
+        """Break watches that come from one of these addresses of this machine, which went or came.
+
+        Nothing reaches a connection whose own address is gone, and nobody tells it: without this a changed
+        Node would be learned of only when keepalive gives up, half a minute later. Whoever watches connects
+        anew and misses nothing.
+        """
+        for transport in tuple(self._streams):
+            name = transport.get_extra_info("sockname")
+            with contextlib.suppress(ValueError, TypeError, IndexError):
+                if ip_address(name[0].partition("%")[0]).packed in addresses:
+                    transport.abort()
 
     async def close(self) -> None:
         """Close all connections."""
