@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from datapath.desired import LINK, RANKS, SETTINGS, SYSCTL, LinkAddress, PodLink, Route, VxlanLink
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from datapath.desired import KernelObject, ObjectKey
 
@@ -75,6 +75,15 @@ def diff(
             backward[key[0]].append(Step(Action.DELETE, key, old, None))
     _keep_order(forward[SYSCTL], desired)
     return [*chain(*forward), *chain(*reversed(backward))]
+
+
+def ordered(keys: Iterable[ObjectKey], desired: Mapping[ObjectKey, KernelObject]) -> list[ObjectKey]:
+    """Return keys in the order of `diff`, so that slices of the list may be done one after the other."""
+    present: tuple[list[ObjectKey], ...] = tuple([] for _ in RANKS)
+    absent: tuple[list[ObjectKey], ...] = tuple([] for _ in RANKS)
+    for key in keys:
+        (present if key in desired else absent)[key[0]].append(key)
+    return [*chain(*present), *chain(*reversed(absent))]
 
 
 def link_of(value: KernelObject) -> str | None:

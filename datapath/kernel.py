@@ -5,6 +5,7 @@ Each act changes the kernel and the sync state together, so that the next diff f
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from datapath import attachment as wiring
 from datapath import inspection
 from datapath.attachment import host_objects
 from datapath.desired import Fragment, Route
+from datapath.errors import DatapathError
 from datapath.netlink.links import decode_link, get_links
 from datapath.nft.tables import pod_sources
 from datapath.underlay import read_links
@@ -50,7 +52,7 @@ def readdressed(sync: Sync, sources: tuple[Address, ...]) -> dict[FragmentKey, F
     """Return the attachments' fragments that change when the node's addresses are these."""
     by_size = {len(source): source for source in sources}
     changes: dict[FragmentKey, Fragment | None] = {}
-    for name, fragment in sync.desired.items():
+    for name, fragment in sync.fragments().items():
         if name[0] != ATTACHMENT:
             continue
         objects = tuple(
@@ -92,7 +94,9 @@ class Kernel:
             sync.ruleset.apply_now(touched)
             attached = wiring.attach(sync.route, request)
         except BaseException:
-            sync.ruleset.apply_now(sync.record(name, None))
+            # Elements that can't be taken back now are found by the next reading.
+            with suppress(DatapathError):
+                sync.ruleset.apply_now(sync.record(name, None))
             raise
         sync.indexes[request.host_link] = attached.host_index
         return attached

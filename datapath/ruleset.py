@@ -75,7 +75,8 @@ class RulesetSync:
             elif self._unread:
                 self._plan_all()
             elif self._touched:
-                self._plan_elements()
+                touched, self._touched = self._touched, {}
+                self._plan_elements(touched)
             if self._again and not self._pending:
                 self._again, self._unread = False, True
         except DatapathError as error:
@@ -94,19 +95,17 @@ class RulesetSync:
         Raises:
             DatapathError: the kernel refused, twice, the second time after all was read again.
         """
-        self.touch(touched)
         if not self._tables:
             return
         waiting, self._pending = self._pending, deque()
         try:
             if not self._unread:
-                self._plan_elements()
+                self._plan_elements(touched.elements)
                 self._commit_pending()
         except DatapathError:
             self._unread = True
         if self._unread:
-            self._plan_all()
-            self._commit_pending()
+            self._commit_all()
         elif waiting:
             # It was planned without what was just done, so all is read again after it.
             self._pending = waiting
@@ -131,8 +130,7 @@ class RulesetSync:
         self._unread = False
         self._planned_in_full = True
 
-    def _plan_elements(self) -> None:
-        touched, self._touched = self._touched, {}
+    def _plan_elements(self, touched: Mapping[SetKey, set[bytes]]) -> None:
         self._planned_in_full = False
         for key, elements in touched.items():
             known = self._elements.setdefault(key, {})
@@ -149,6 +147,17 @@ class RulesetSync:
     ) -> list[Transaction]:
         table = self._tables.get(key[:2])
         return change_elements(table, table.set(key[2]), current, wanted) if table is not None else []
+
+    def _commit_all(self) -> None:
+        """Read, plan and commit everything at once."""
+        self._pending.clear()
+        try:
+            self._plan_all()
+            self._commit_pending()
+        except DatapathError:
+            self._pending.clear()
+            self._unread = True
+            raise
 
     def _commit_pending(self) -> None:
         while self._pending:

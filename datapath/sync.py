@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from datapath.describe import Difference, describe, differences, kind
 from datapath.desired import LINK, Sysctl, VxlanLink, object_key
-from datapath.diff import Action, Step, diff, link_of
+from datapath.diff import Action, Step, diff, link_of, ordered
 from datapath.execute import execute
 from datapath.fragments import Fragments, Touched
 from datapath.observe import Observed, Observer
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 CHUNK = 128
 """Steps that are executed in one piece: 2 to 3 ms."""
+KEYS = 2000
+"""Keys that are compared in one piece: 2 to 3 ms."""
+FRAGMENTS = 500
+"""Fragments that are taken into the desired state in one piece: 2 ms."""
 _REREADS = 2
 _NFT_WRONG = {"add": "missing", "replace": "changed", "delete": "stale"}
 
@@ -57,7 +62,9 @@ class Sync:
         """Whether all that is wanted is in `desired`; before that nftables is left as it is."""
         self.ruleset = RulesetSync(nft, self.desired)
         self._observer = Observer(route)
+        self._incoming: dict[FragmentKey, Fragment | None] = {}
         self._dirty: set[ObjectKey] = set()
+        self._slices: deque[list[ObjectKey]] = deque()
         self._steps: deque[Step] = deque()
         self._reading: Iterator[None] | None = None
         self._observed = Observed()
@@ -71,7 +78,8 @@ class Sync:
     @property
     def idle(self) -> bool:
         """Whether nothing is left to do but what failed."""
-        return self._reading is None and not self._steps and not self._dirty and self._ruleset_idle
+        busy = self._reading or self._incoming or self._dirty or self._slices or self._steps
+        return not busy and self._ruleset_idle
 
     @property
     def _ruleset_idle(self) -> bool:
@@ -80,7 +88,7 @@ class Sync:
     @property
     def waiting(self) -> int:
         """Objects that wait for being written."""
-        return len(self._steps) + len(self._dirty)
+        return len(self._incoming) + len(self._dirty) + sum(map(len, self._slices)) + len(self._steps)
 
     @property
     def failures(self) -> dict[str, str]:
@@ -100,15 +108,15 @@ class Sync:
         return done
 
     def change(self, changes: Mapping[FragmentKey, Fragment | None]) -> None:
-        """Take fragments into the desired state; what they touch becomes dirty."""
-        if not self._read_once and self._reading is None:
-            self.read_again(prune=False)
-        self._rereads = _REREADS
-        touched = Touched()
-        for key, fragment in changes.items():
-            self.desired.replace(key, fragment, touched)
-        self._dirty |= touched.objects
-        self.ruleset.touch(touched)
+        """Take fragments into the desired state, by and by; what they touch becomes dirty."""
+        if changes:
+            self._rereads = _REREADS
+            self._incoming.update(changes)
+
+    def fragments(self) -> dict[FragmentKey, Fragment]:
+        """Return all fragments, those that are still to be taken in included."""
+        latest: dict[FragmentKey, Fragment | None] = {**dict(self.desired.items()), **self._incoming}
+        return {key: fragment for key, fragment in latest.items() if fragment is not None}
 
     def wants(self, keys: Iterable[ObjectKey]) -> bool:
         """Whether any of these is desired: a notification about others is none of ours."""
@@ -116,6 +124,7 @@ class Sync:
 
     def record(self, key: FragmentKey, fragment: Fragment | None) -> Touched:
         """Take a fragment whose objects the caller has written itself; elements are left to the caller."""
+        self._incoming.pop(key, None)
         touched = self.desired.replace(key, fragment)
         for name in touched.objects:
             value = self.desired.objects.get(name)
@@ -145,17 +154,22 @@ class Sync:
         Raises:
             DatapathError: a reading failed; it has to be begun again.
         """
-        if self._reading is not None:
+        if self._incoming:
+            self._take_incoming()
+        elif self._reading is not None:
             self._read_piece()
+        elif not self._read_once:
+            self.read_again(prune=False)
         elif not self._ruleset_idle:
             self.ruleset.step()
             if self.ruleset.changes:
                 self._note_ruleset()
         elif self._steps:
             self._execute()
+        elif self._slices:
+            self._steps.extend(diff(self.desired.objects, self.known, self._slices.popleft()))
         elif self._dirty:
-            dirty, self._dirty = self._dirty, set()
-            self._steps.extend(diff(self.desired.objects, self.known, dirty))
+            self._order_dirty()
         if self.idle and self._stale:
             self._stale = False
             if self._rereads > 0:
@@ -174,6 +188,25 @@ class Sync:
 
     def _settings(self) -> list[Sysctl]:
         return [value for value in self.desired.objects.values() if isinstance(value, Sysctl)]
+
+    def _take_incoming(self) -> None:
+        touched = Touched()
+        for key in list(islice(self._incoming, FRAGMENTS)):
+            self.desired.replace(key, self._incoming.pop(key), touched)
+        self._dirty |= touched.objects
+        self.ruleset.touch(touched)
+
+    def _order_dirty(self) -> None:
+        """Cut what is dirty into slices, in the order of `diff`, so that no diff takes long.
+
+        All links are in one slice: what goes with a link that is made anew has to be known to the same diff.
+        """
+        dirty, self._dirty = self._dirty, set()
+        keys = ordered(dirty, self.desired.objects)
+        if any(key[0] == LINK for key in keys):
+            self._slices.append([key for key in keys if key[0] <= LINK and key in self.desired.objects])
+            keys = [key for key in keys if key[0] > LINK or key not in self.desired.objects]
+        self._slices.extend(keys[start : start + KEYS] for start in range(0, len(keys), KEYS))
 
     def _read_piece(self) -> None:
         assert self._reading is not None
@@ -201,10 +234,13 @@ class Sync:
         self.known, self.indexes = observed.objects, observed.indexes
         self._delete_extras(observed.extras)
         first, self._read_once = not self._read_once, True
-        pending = self._dirty | self.failed.keys() | self.blocked | {step.key for step in self._steps}
+        pending = self._dirty | self.failed.keys() | self.blocked
+        pending.update(step.key for step in self._steps)
+        pending.update(*self._slices)
         self.failed.clear()
         self.blocked.clear()
         self._steps.clear()
+        self._slices.clear()
         desired, known = self.desired.objects, self.known
         differing = {key for key, value in desired.items() if known.get(key) != value}
         if self._prune:

@@ -258,8 +258,11 @@ class Writer:
                     self._condition.wait(self._pace.wait())
                 if self._stopping:
                     deadline = min(deadline, time.monotonic() + DRAIN_SECONDS)
+                changes, self._changes = self._changes, {}
                 job = self._jobs.popleft() if self._jobs else None
                 query = self._queries.popleft() if self._queries and job is None else None
+            # Before any job: one that detaches must find what `adopt` was given.
+            sync.change(changes)
             if job is not None:
                 _run(job[1], job[0], kernel)
             elif query is not None:
@@ -278,13 +281,10 @@ class Writer:
     def _advance(self, sync: Sync) -> None:
         """Do one piece of bulk work."""
         with self._condition:
-            changes, self._changes = self._changes, {}
             sources, self._sources = self._sources, None
             resync, self._resync = self._resync or self._pace.due(), False
             sync.complete = self._adopted and self._complete
         try:
-            if changes:
-                sync.change(changes)
             if sources is not None:
                 sync.change(readdressed(sync, sources))
             if resync:
