@@ -15,7 +15,7 @@ from datapath.netlink.transport import Socket
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")]
+pytestmark = pytest.mark.root
 
 
 @pytest.fixture
