@@ -31,7 +31,7 @@ def test_an_old_go_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     old.write_text("#!/bin/sh\necho go1.22.3\n")
     old.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda *_, **__: str(old))
-    with pytest.raises(build.BuildError, match=r"is go1\.22\.3, but Kubernetes needs Go 1\.24"):
+    with pytest.raises(build.BuildError, match=r"is go1\.22\.3, but kubernetes needs Go 1\.24"):
         build.kubernetes()
 
 

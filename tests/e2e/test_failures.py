@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.cluster.cluster import PODS, pod_manifest
+from tests.e2e.cluster.cluster import PODS, condition, pod_manifest
 from tests.e2e.cluster.processes import Program, wait_for
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ def pinging(cluster: Cluster, pod: Pod, targets: list[str]) -> Iterator[None]:
     node = cluster.nodes[pod.node]
     found = [
         line.split()[0]
-        for line in node.run("ctr", "-n", "k8s.io", "tasks", "list").splitlines()[1:]
+        for line in node.ctr("tasks", "list").splitlines()[1:]
         if line.split()[0] in container_ids(cluster, pod)
     ]
-    pid = node.run("ctr", "-n", "k8s.io", "tasks", "list").split(found[0])[1].split()[0]
+    pid = node.ctr("tasks", "list").split(found[0])[1].split()[0]
     pings = []
     for target in targets:
         log = node.directory / f"ping-{target.replace(':', '-')}.log"
@@ -133,6 +133,22 @@ def test_a_pod_created_while_the_daemon_is_dead_starts_on_its_return(cluster: Cl
     restart(node)
     cluster.await_pod("early")
     cluster.delete_pods()
+
+
+def test_a_runtime_that_asks_for_status_reports_the_node_as_not_ready(cluster: Cluster) -> None:
+    """containerd 2 does, older ones don't; either way the node is Ready when the daemon is back."""
+    node = cluster.nodes["n2"]
+
+    def reason() -> str:
+        return str(condition(cluster.node(node.name), "Ready").get("message"))
+
+    node.weft.kill()
+    wait_for(
+        "the node to say why", lambda: "Weft daemon is not running" in reason(), timeout=30, state=reason
+    )
+    assert not cluster.node_is_ready(node.name)
+    node.weft.start()
+    wait_for("the node to be Ready", partial(cluster.node_is_ready, node.name), timeout=30, state=reason)
 
 
 def test_an_outage_of_the_api_server_is_not_noticed_by_pods(cluster: Cluster, pair: tuple[Pod, Pod]) -> None:

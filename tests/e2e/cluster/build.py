@@ -1,4 +1,4 @@
-"""Builds Kubernetes and the pods' image, once, into a cache; owns nothing that runs."""
+"""Builds Kubernetes, containerd 2 and the pods' image, once, into a cache; owns nothing that runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SOURCES = Path(__file__).resolve().parents[1] / "kubernetes"
+SOURCES = Path(__file__).resolve().parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weft-e2e"
 PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet")
 IMAGE = "weft.invalid/busybox:1"
@@ -37,45 +37,44 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _go() -> str:
-    """Finds a Go that can build Kubernetes."""
+def _go(sources: Path) -> str:
+    """Finds a Go that can build the module in a directory."""
     found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go-1.24/bin")
     needed = next(
-        line.split()[1] for line in (SOURCES / "go.mod").read_text().splitlines() if line.startswith("go ")
+        line.split()[1] for line in (sources / "go.mod").read_text().splitlines() if line.startswith("go ")
     )
     if not found:
         raise BuildError(
-            f"the end-to-end tests build Kubernetes and need Go {needed} or newer: install it from "
+            f"the end-to-end tests build {sources.name} and need Go {needed} or newer: install it from "
             f"https://go.dev/dl to /usr/local/go, or put it in PATH"
         )
     version = subprocess.run([found, "env", "GOVERSION"], capture_output=True, text=True, check=True).stdout
     have = tuple(int(part) for part in version.strip().removeprefix("go").split(".")[:2])
     if have < tuple(int(part) for part in needed.split(".")[:2]):
-        raise BuildError(f"{found} is {version.strip()}, but Kubernetes needs Go {needed} or newer")
+        raise BuildError(f"{found} is {version.strip()}, but {sources.name} needs Go {needed} or newer")
     return found
 
 
-def kubernetes() -> Path:
-    """Builds the programs of `PROGRAMS` and returns the directory that holds them.
+def _build(name: str, packages: tuple[str, ...], names: tuple[str, ...] = ()) -> Path:
+    """Builds the packages of the Go module in a directory of that name, unless it was done before.
 
-    Five to eight minutes on two cores from nothing; the result is kept, by the sources it was built from.
-
-    Raises:
-        BuildError: Go is missing, or the build fails.
+    Args:
+        name: of the directory beside this package.
+        packages: what to build, as `go build` takes it.
+        names: further names for the one program that is built.
     """
-    identity = hashlib.sha256(
-        b"".join((SOURCES / name).read_bytes() for name in ("go.mod", "go.sum", "main.go"))
-    )
-    directory = CACHE / f"kubernetes-{identity.hexdigest()[:12]}"
+    sources = SOURCES / name
+    identity = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources.glob("*.*")))).hexdigest()
+    directory = CACHE / f"{name}-{identity[:12]}"
     with _locked(CACHE / "build.lock"):
         if directory.exists():
             return directory
-        building = CACHE / "kubernetes.building"
+        building = CACHE / f"{name}.building"
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir()
         done = subprocess.run(
-            [_go(), "build", "-trimpath", "-ldflags", "-s -w", "-o", building / "kubernetes", "."],
-            cwd=SOURCES,
+            [_go(sources), "build", "-trimpath", "-ldflags", "-s -w", "-o", f"{building}/", *packages],
+            cwd=sources,
             env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOTOOLCHAIN": "local"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -83,11 +82,34 @@ def kubernetes() -> Path:
             check=False,
         )
         if done.returncode:
-            raise BuildError(f"building Kubernetes failed; the end of its output:\n{done.stdout[-3000:]}")
-        for name in PROGRAMS:
-            (building / name).symlink_to("kubernetes")
+            raise BuildError(f"building {name} failed; the end of its output:\n{done.stdout[-3000:]}")
+        for program in names:
+            (building / program).symlink_to(name)
         building.rename(directory)
     return directory
+
+
+def kubernetes() -> Path:
+    """Builds Kubernetes and returns the directory that holds its programs.
+
+    Five to eight minutes on two cores from nothing; the result is kept, by the sources it was built from.
+
+    Raises:
+        BuildError: Go is missing, or the build fails.
+    """
+    return _build("kubernetes", (".",), PROGRAMS)
+
+
+def containerd() -> Path:
+    """Builds containerd 2 and returns the directory that holds its programs; two minutes from nothing.
+
+    Raises:
+        BuildError: Go is missing, or the build fails.
+    """
+    command = "github.com/containerd/containerd/v2/cmd"
+    return _build(
+        "containerd", tuple(f"{command}/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr"))
+    )
 
 
 ADDRESS_SCRIPT = """#!/bin/sh

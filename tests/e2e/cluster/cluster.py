@@ -87,6 +87,7 @@ class Cluster:
 
     control: ControlPlane
     programs: Path
+    containerd: Path
     image: Path
     kubeconfig: Path
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -96,9 +97,13 @@ class Cluster:
         return self.control.api
 
     def add_node(self) -> Node:
-        """Adds a node without a network; its number is the lowest that is free."""
+        """Adds a node without a network; its number is the lowest that is free.
+
+        Nodes of even number run containerd 2, which asks plugins for their STATUS, the others the machine's.
+        """
         number = next(number for number in range(1, 10) if f"n{number}" not in self.nodes)
-        node = Node(number, DIRECTORY / f"n{number}", self.control.authority, self.programs)
+        runtime = None if number % 2 else self.containerd
+        node = Node(number, DIRECTORY / f"n{number}", self.control.authority, self.programs, runtime)
         self.nodes[node.name] = node
         node.start(self.image)
         return node
@@ -206,7 +211,7 @@ def running(nodes: int) -> Iterator[Cluster]:
         ClusterError: another run uses the cluster, or it does not come up.
         BuildError: its programs cannot be built.
     """
-    programs, image = build.kubernetes(), build.image()
+    programs, containerd, image = build.kubernetes(), build.containerd(), build.image()
     with (build.CACHE / "run.lock").open("w") as lock, contextlib.ExitStack() as stack:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -220,7 +225,7 @@ def running(nodes: int) -> Iterator[Cluster]:
         stack.callback(control.stop)
         control.start()
         weft = control.authority.sign(WEFT_USER, f"/CN={WEFT_USER}")
-        cluster = Cluster(control, programs, image, control.authority.kubeconfig(URL, weft))
+        cluster = Cluster(control, programs, containerd, image, control.authority.kubeconfig(URL, weft))
         cluster.authorize_weft()
         stack.callback(cluster.stop_nodes)
         for _ in range(nodes):

@@ -99,6 +99,8 @@ class Node:
     directory: Path
     authority: Authority
     programs: Path
+    runtime: Path | None
+    """Where the programs of another containerd than the machine's are."""
     first: Program = field(init=False)
     containerd: Program = field(init=False)
     kubelet: Program = field(init=False)
@@ -158,7 +160,7 @@ class Node:
     def start(self, image: Path) -> None:
         """Starts the node up to its kubelet; it registers, and stays NotReady without a network."""
         self._power_on()
-        self.run("ctr", "--namespace", "k8s.io", "images", "import", image)
+        self.ctr("images", "import", image)
         self._start_kubelet()
 
     def reboot(self) -> None:
@@ -181,12 +183,16 @@ class Node:
         )
         (self.directory / "containerd.toml").write_text(CONTAINERD)
         self.containerd = self.program(
-            "containerd", "containerd", "--config", self.directory / "containerd.toml"
+            "containerd",
+            self._runtime("containerd"),
+            "--config",
+            self.directory / "containerd.toml",
+            PATH=os.pathsep.join([*([str(self.runtime)] if self.runtime else []), os.environ["PATH"]]),
         )
         self.containerd.start()
         wait_for(
             f"{self.name}'s containerd",
-            lambda: self.run("ctr", "version"),
+            lambda: self.ctr("version"),
             state=self.containerd.tail,
             pause=0.05,
         )
@@ -227,6 +233,13 @@ class Node:
 
     def weftctl(self, *arguments: str, check: bool = True) -> str:
         return self.run(ROOT / ".venv" / "bin" / "weftctl", *arguments, check=check)
+
+    def _runtime(self, program: str) -> Path | str:
+        return self.runtime / program if self.runtime else program
+
+    def ctr(self, *arguments: str | Path) -> str:
+        """Asks containerd about Kubernetes' part of it."""
+        return self.run(self._runtime("ctr"), "--namespace", "k8s.io", *arguments)
 
     def ip(self, arguments: str) -> str:
         return self.run("ip", *arguments.split())
