@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,16 +12,18 @@ import pytest
 from datapath.attachment import Attachment, AttachRequest
 from datapath.desired import Fragment, Neighbour, Route, RouteKind, SetElements, Sysctl
 from datapath.errors import AttachError, NamespaceError, NamespaceGoneError, NetlinkError, NetlinkOverrunError
+from datapath.execute import execute
 from datapath.kernel import attachment_fragment, attachment_key
 from datapath.nft.connection import Nft
 from datapath.nft.tables import NODES, SOURCES, TABLE, TableOptions, node_tables
 from datapath.observe import Observer
+from datapath.sync import CHUNK
 from datapath.text import parse_address
 from datapath.writer import StoppedError, Writer
 from tests.functional.overlay.segment import REMEMBERED, running, space, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from datapath.desired import FragmentKey
     from datapath.kernel import Kernel
@@ -73,28 +74,31 @@ def request(pod: Space, number: int = 10) -> AttachRequest:
     )
 
 
-async def test_an_attachment_overtakes_thousands_of_routes(writer: Writer) -> None:
+async def test_an_attachment_waits_for_one_bounded_piece_of_thousands_of_routes(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     many: dict[FragmentKey, Fragment | None] = {
         ("node", str(number)): Fragment((route(number, None),)) for number in range(6000)
     }
-    done: list[str] = []
+    begun, queued = threading.Event(), threading.Event()
+    order: list[object] = []
 
-    async def bulk() -> float:
-        applied = await writer.apply(many)
-        assert applied.steps == 6000
-        done.append("bulk")
-        return applied.seconds
+    def watched(socket: object, steps: Sequence[object], indexes: dict[str, int]) -> object:
+        begun.set()
+        queued.wait(5)
+        order.append(len(steps))
+        return execute(socket, steps, indexes)  # type: ignore[arg-type]
 
-    async def attachment() -> float:
-        await asyncio.sleep(0.02)
-        began = time.monotonic()
-        await writer.attachment(lambda kernel: kernel.links())
-        done.append("attachment")
-        return time.monotonic() - began
-
-    whole, waited = await asyncio.gather(bulk(), attachment())
-    assert done == ["attachment", "bulk"]
-    assert waited < whole / 4
+    monkeypatch.setattr("datapath.sync.execute", watched)
+    bulk = asyncio.create_task(writer.apply(many))
+    await asyncio.to_thread(begun.wait, 5)
+    attachment = asyncio.create_task(writer.attachment(lambda _: order.append("attachment")))
+    await asyncio.sleep(0.05)
+    queued.set()
+    await attachment
+    assert (await bulk).steps == 6000
+    assert order[:2] == [CHUNK, "attachment"]
+    assert sum(each for each in order if isinstance(each, int)) == 6000
 
 
 async def test_only_the_latest_of_several_changes_is_written(writer: Writer, host: Space) -> None:
