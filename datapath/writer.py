@@ -11,8 +11,8 @@ import asyncio
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from datapath.errors import DatapathError
@@ -65,7 +65,7 @@ class StoppedError(DatapathError):
 class _Waiter(NamedTuple):
     """Who waits for the kernel to be in line; `began` is a time.monotonic()."""
 
-    future: Future[object]
+    future: asyncio.Future[object]
     began: float
     reason: str | None
 
@@ -89,9 +89,12 @@ class Writer:
     ) -> None:
         self._namespace = namespace
         self._report = report
-        self._condition = threading.Condition()
-        self._jobs: deque[tuple[Callable[[Kernel], object], Future[object]]] = deque()
-        self._queries: deque[tuple[Callable[[Sync], object], Future[object]]] = deque()
+        self._lock = threading.Lock()
+        # In C: it wakes the thread in a third of the time that threading.Condition takes.
+        self._awake: SimpleQueue[None] = SimpleQueue()
+        self._asleep = False
+        self._jobs: deque[tuple[Callable[[Kernel], object], asyncio.Future[object]]] = deque()
+        self._queries: deque[tuple[Callable[[Sync], object], asyncio.Future[object]]] = deque()
         self._changes: dict[FragmentKey, Fragment | None] = {}
         self._waiters: list[_Waiter] = []
         self._sources: tuple[Address, ...] | None = None
@@ -117,15 +120,15 @@ class Writer:
             DatapathError: the sockets could not be opened.
         """
         self._loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = self._loop.create_future()
+        ended = _promise()
         thread = threading.Thread(target=self._thread, args=(ended,), name="weft-writer", daemon=True)
         thread.start()
         try:
             await asyncio.shield(ended)
         except asyncio.CancelledError:
-            with self._condition:
+            with self._lock:
                 self._stopping = True
-                self._condition.notify()
+                self._wake()
             await ended
             raise
 
@@ -136,9 +139,9 @@ class Writer:
             StoppedError: the writer is stopping; the job was not run.
             Exception: whatever the job raised.
         """
-        future: Future[object] = Future()
-        self._put(lambda: self._jobs.append((job, future)), future)
-        return cast("T", await _outcome(future))
+        future = _promise()
+        self._put(lambda: self._jobs.append((job, future)))
+        return cast("T", await asyncio.shield(future))
 
     async def adopt(self, fragments: Mapping[FragmentKey, Fragment]) -> None:
         """Say what attachments exist (`datapath.kernel.attachment_fragment`), before the first resync."""
@@ -167,7 +170,7 @@ class Writer:
         Raises:
             DatapathError: the kernel could not be read.
         """
-        future: Future[object] = Future()
+        future = _promise()
 
         def put() -> None:
             self._changes.update(changes)
@@ -175,8 +178,8 @@ class Writer:
             self._sources = sources if sources is not None else self._sources
             self._waiters.append(_Waiter(future, time.monotonic(), None))
 
-        self._put(put, future)
-        return cast("Applied", await _outcome(future))
+        self._put(put)
+        return cast("Applied", await asyncio.shield(future))
 
     async def resync(self, reason: str) -> Drift:
         """Read the kernel, repair what differs from the desired state, delete what is ours and not desired.
@@ -184,14 +187,14 @@ class Writer:
         Raises:
             DatapathError: the kernel could not be read.
         """
-        future: Future[object] = Future()
+        future = _promise()
 
         def put() -> None:
             self._resync = True
             self._waiters.append(_Waiter(future, time.monotonic(), reason))
 
-        self._put(put, future)
-        return cast("Drift", await _outcome(future))
+        self._put(put)
+        return cast("Drift", await asyncio.shield(future))
 
     async def difference(self) -> tuple[Difference, ...]:
         """Return how the kernel differs from the desired state now; changes nothing. Raises DatapathError."""
@@ -211,24 +214,26 @@ class Writer:
 
     async def query(self, question: Callable[[Sync], T]) -> T:
         """Ask the sync state something, on its thread; the question must change nothing."""
-        future: Future[object] = Future()
-        self._put(lambda: self._queries.append((question, future)), future)
-        return cast("T", await _outcome(future))
+        future = _promise()
+        self._put(lambda: self._queries.append((question, future)))
+        return cast("T", await asyncio.shield(future))
 
-    def _put(self, put: Callable[[], None], future: Future[object] | None = None) -> None:
-        with self._condition:
+    def _put(self, put: Callable[[], None]) -> None:
+        with self._lock:
             if self._stopping:
-                error = StoppedError("the daemon is stopping; try again when it is back")
-                if future is None:
-                    raise error
-                future.set_exception(error)
-                return
+                raise StoppedError("the daemon is stopping; try again when it is back")
             put()
-            self._condition.notify()
+            self._wake()
+
+    def _wake(self) -> None:
+        """Wake the thread; the caller holds the lock."""
+        if self._asleep:
+            self._asleep = False
+            self._awake.put(None)
 
     # All below runs on the thread.
 
-    def _thread(self, ended: asyncio.Future[None]) -> None:
+    def _thread(self, ended: asyncio.Future[object]) -> None:
         assert self._loop is not None
         failure: BaseException | None = None
         try:
@@ -243,24 +248,27 @@ class Writer:
                 self._serve(sync, Kernel(sync, reaper.wake))
         except BaseException as error:  # noqa: BLE001 - it reaches the task that runs the writer
             failure = error
-        with self._condition:
+        with self._lock:
             self._stopping = True
         self._abandon()
-        self._loop.call_soon_threadsafe(_resolve, ended, failure)
+        _tell(ended, failure=failure)
 
     def _serve(self, sync: Sync, kernel: Kernel) -> None:
         deadline = float("inf")
         while True:
-            with self._condition:
-                while not self._has_work(sync):
-                    if self._stopping:
-                        return
-                    self._condition.wait(self._pace.wait())
+            with self._lock:
+                self._asleep = not self._has_work(sync)
                 if self._stopping:
+                    if self._asleep:
+                        return
                     deadline = min(deadline, time.monotonic() + DRAIN_SECONDS)
                 changes, self._changes = self._changes, {}
                 job = self._jobs.popleft() if self._jobs else None
                 query = self._queries.popleft() if self._queries and job is None else None
+            if self._asleep:
+                with suppress(Empty):
+                    self._awake.get(timeout=self._pace.wait())
+                continue
             # Before any job: one that detaches must find what `adopt` was given.
             sync.change(changes)
             if job is not None:
@@ -280,7 +288,7 @@ class Writer:
 
     def _advance(self, sync: Sync) -> None:
         """Do one piece of bulk work."""
-        with self._condition:
+        with self._lock:
             sources, self._sources = self._sources, None
             resync, self._resync = self._resync or self._pace.due(), False
             sync.complete = self._adopted and self._complete
@@ -304,7 +312,7 @@ class Writer:
         """Tell everybody who waits that all was done that can be done now."""
         failures = sync.failures
         self._pace.settled(failed=bool(failures))
-        with self._condition:
+        with self._lock:
             if self._changes or self._resync:
                 return
         done = sync.take_round()
@@ -315,27 +323,27 @@ class Writer:
             outcome: Applied | Drift = Applied(done.steps, failures, seconds)
             if waiter.reason is not None:
                 outcome = Drift(waiter.reason, tuple(done.drift), failures, seconds)
-            waiter.future.set_result(outcome)
+            _tell(waiter.future, outcome)
 
-        self._settle_waiters(tell)
         if failures != self._reported and self._report is not None and self._loop is not None:
             self._reported = failures
             self._loop.call_soon_threadsafe(self._report, failures)
+        self._settle_waiters(tell)
 
     def _settle_waiters(self, tell: Callable[[_Waiter], None]) -> None:
-        with self._condition:
+        with self._lock:
             waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             tell(waiter)
 
     def _fail_waiters(self, error: DatapathError) -> None:
-        self._settle_waiters(lambda waiter: waiter.future.set_exception(error))
+        self._settle_waiters(lambda waiter: _tell(waiter.future, failure=error))
 
     def _abandon(self) -> None:
         """Tell everybody who still waits that nothing more will be done."""
         error = StoppedError("the daemon stopped before this was done")
         for future in [future for _, future in (*self._jobs, *self._queries)]:
-            future.set_exception(error)
+            _tell(future, failure=error)
         self._fail_waiters(error)
 
 
@@ -387,25 +395,31 @@ class _Pace:
             self._seconds = min(2 * self._seconds, RETRY_LIMIT_SECONDS)
 
 
-def _run(future: Future[object], function: Callable[[T], object], argument: T) -> None:
+def _run(future: asyncio.Future[object], function: Callable[[T], object], argument: T) -> None:
     try:
-        future.set_result(function(argument))
+        result = function(argument)
     except BaseException as error:  # noqa: BLE001 - it belongs to the caller
-        future.set_exception(error)
-
-
-async def _outcome(future: Future[object]) -> object:
-    """Wait for a future that goes on when the caller is cancelled."""
-    wrapped = asyncio.wrap_future(future)
-    # When nobody waits any more, an exception has no taker, which is no fault.
-    wrapped.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return await asyncio.shield(wrapped)
-
-
-def _resolve(ended: asyncio.Future[None], failure: BaseException | None) -> None:
-    if ended.done():
-        return
-    if failure is None:
-        ended.set_result(None)
+        _tell(future, failure=error)
     else:
-        ended.set_exception(failure)
+        _tell(future, result)
+
+
+def _promise() -> asyncio.Future[object]:
+    """Return a future of the running loop. Who awaits it shields it: it goes on when they are cancelled."""
+    return asyncio.get_running_loop().create_future()
+
+
+def _tell(
+    future: asyncio.Future[object], result: object = None, *, failure: BaseException | None = None
+) -> None:
+    """Give a future its outcome, from the thread."""
+
+    def settle() -> None:
+        if future.done():
+            return
+        if failure is None:
+            future.set_result(result)
+        else:
+            future.set_exception(failure)
+
+    future.get_loop().call_soon_threadsafe(settle)
