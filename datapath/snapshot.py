@@ -150,10 +150,13 @@ class Recorder:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=OFF")
             if not self._begun:
+                # In one transaction, user_version included: a reader sees all of the schema or none.
+                database.execute("BEGIN")
                 database.execute("CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT")
                 database.execute("CREATE TABLE fragments (key TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT")
                 database.execute("INSERT INTO facts VALUES ('boot', ?)", (_boot_id(),))
                 database.execute(f"PRAGMA user_version={SCHEMA}")
+                database.execute("COMMIT")
                 self._begun = True
         except BaseException:
             database.close()
@@ -181,6 +184,8 @@ def read(path: str) -> Snapshot:
 def _read(database: sqlite3.Connection, age: float) -> Snapshot:
     database.execute("BEGIN")
     version = int(database.execute("PRAGMA user_version").fetchone()[0])
+    if version == 0:
+        raise ValueError("the daemon is just beginning it; try again")
     if version != SCHEMA:
         raise ValueError(f"its schema is version {version}, this program knows {SCHEMA}")
     facts = dict(database.execute("SELECT name, value FROM facts"))
