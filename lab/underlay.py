@@ -28,6 +28,7 @@ OUTSIDE_NETWORKS: dict[int, IpNetwork] = {
 }
 API_PORT = 6443
 _FIRST_NODE = 10
+_ROUTER_LINK_LOCAL = "fe80::fe"
 
 
 def families_of(name: str) -> tuple[int, ...]:
@@ -101,6 +102,8 @@ class Underlay:
                 f"link add {segment.bridge} address {segment.mac} mtu {self.mtu} type bridge mcast_snooping 0"
             )
             lines.append(f"link set {segment.bridge} up addrgenmode none")
+            # Without a link-local address a router cannot ask for its neighbours.
+            lines.append(f"addr add {_ROUTER_LINK_LOCAL}/64 dev {segment.bridge} nodad")
             for family in self.families:
                 prefix = segment.network(family).prefixlen
                 lines.append(

@@ -11,6 +11,9 @@ from tests.functional.lab_cluster import LabCluster
 
 pytestmark = pytest.mark.root
 
+_ROUTES = "ip route replace 192.0.2.0/24 via 172.31.1.1; ip -6 route replace 2001:db8:ffff::/64 via fd31:1::1"
+"""What a network manager brings back after the address: the lab's routes to the world outside."""
+
 
 def test_everybody_reaches_everybody_with_rp_filter_and_without_default_route(lab: LabCluster) -> None:
     for name in lab.cluster.nodes:
@@ -64,7 +67,7 @@ def test_a_node_joins_and_leaves(lab: LabCluster) -> None:
         traces = [cidrs[0].partition("/")[0], str(node.addresses[0])]
 
         def gone() -> bool:
-            seen = lab.sh("node-1", "ip route; bridge fdb; ip neigh; nft list ruleset")
+            seen = lab.sh("node-1", "ip route; bridge fdb; ip neigh show dev weft.vxlan; nft list ruleset")
             return not any(f" {trace} " in seen.replace("/", " ").replace("\n", " ") for trace in traces)
 
         lab.wait(gone, "no route, neighbour, FDB entry or element of the removed node")
@@ -82,8 +85,9 @@ def test_a_node_changes_its_address(lab: LabCluster) -> None:
         for one, other in zip(source, target, strict=True):
             length = 24 if one.version == 4 else 64
             lab.sh(
-                "node-2", f"ip addr add {other}/{length} dev eth0 nodad; ip addr del {one}/{length} dev eth0"
+                "node-2", f"ip addr del {one}/{length} dev eth0; ip addr add {other}/{length} dev eth0 nodad"
             )
+        lab.sh("node-2", _ROUTES)
         node.addresses[:] = target
 
         async def restart() -> None:
@@ -193,11 +197,7 @@ def test_an_internal_ip_deleted_and_added_again(lab: LabCluster) -> None:
             lab.sh("node-1", f"ip addr del {address}/{length} dev eth0")
             time.sleep(0.3)
             lab.sh("node-1", f"ip addr add {address}/{length} dev eth0 nodad")
-            lab.sh(
-                "node-1",
-                "ip route replace 192.0.2.0/24 via 172.31.1.1; "
-                "ip -6 route replace 2001:db8:ffff::/64 via fd31:1::1",
-            )
+            lab.sh("node-1", _ROUTES)
             begin = time.monotonic()
             lab.wait(
                 lambda: lab.reaches("pod-1a", "pod-2a") and lab.reaches("pod-2a", "pod-1a"),
@@ -341,11 +341,8 @@ def test_a_sick_api_server_loses_no_change(lab: LabCluster, fault: str) -> None:
         "nft delete table ip weft",
         "bridge fdb flush dev weft.vxlan; ip neigh flush dev weft.vxlan nud permanent",
         "ip addr flush dev weft.vxlan",
-        (
-            "ip link set eth0 down; sleep 0.2; ip link set eth0 up; "
-            "ip route replace 192.0.2.0/24 via 172.31.1.1; ip addr add fd31:1::a/64 dev eth0 nodad; "
-            "sleep 0.1; ip -6 route replace 2001:db8:ffff::/64 via fd31:1::1"
-        ),
+        "ip link set eth0 down; sleep 0.2; ip link set eth0 up; ip addr add fd31:1::a/64 dev eth0 nodad; "
+        "sleep 0.1; " + _ROUTES,
         "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0",
     ],
 )
