@@ -141,7 +141,7 @@ class Writer:
         """
         future = _promise()
         self._put(lambda: self._jobs.append((job, future)))
-        return cast("T", await asyncio.shield(future))
+        return cast("T", await future)
 
     async def adopt(self, fragments: Mapping[FragmentKey, Fragment]) -> None:
         """Say what attachments exist (`datapath.kernel.attachment_fragment`), before the first resync."""
@@ -179,7 +179,7 @@ class Writer:
             self._waiters.append(_Waiter(future, time.monotonic(), None))
 
         self._put(put)
-        return cast("Applied", await asyncio.shield(future))
+        return cast("Applied", await future)
 
     async def resync(self, reason: str) -> Drift:
         """Read the kernel, repair what differs from the desired state, delete what is ours and not desired.
@@ -194,7 +194,7 @@ class Writer:
             self._waiters.append(_Waiter(future, time.monotonic(), reason))
 
         self._put(put)
-        return cast("Drift", await asyncio.shield(future))
+        return cast("Drift", await future)
 
     async def difference(self) -> tuple[Difference, ...]:
         """Return how the kernel differs from the desired state now; changes nothing. Raises DatapathError."""
@@ -216,7 +216,7 @@ class Writer:
         """Ask the sync state something, on its thread; the question must change nothing."""
         future = _promise()
         self._put(lambda: self._queries.append((question, future)))
-        return cast("T", await asyncio.shield(future))
+        return cast("T", await future)
 
     def _put(self, put: Callable[[], None]) -> None:
         with self._lock:
@@ -257,15 +257,15 @@ class Writer:
         deadline = float("inf")
         while True:
             with self._lock:
-                self._asleep = not self._has_work(sync)
+                self._asleep = asleep = not self._has_work(sync)
                 if self._stopping:
-                    if self._asleep:
+                    if asleep:
                         return
                     deadline = min(deadline, time.monotonic() + DRAIN_SECONDS)
                 changes, self._changes = self._changes, {}
                 job = self._jobs.popleft() if self._jobs else None
                 query = self._queries.popleft() if self._queries and job is None else None
-            if self._asleep:
+            if asleep:
                 with suppress(Empty):
                     self._awake.get(timeout=self._pace.wait())
                 continue
@@ -405,7 +405,7 @@ def _run(future: asyncio.Future[object], function: Callable[[T], object], argume
 
 
 def _promise() -> asyncio.Future[object]:
-    """Return a future of the running loop. Who awaits it shields it: it goes on when they are cancelled."""
+    """Return a future of the running loop. What it stands for goes on when who awaits it is cancelled."""
     return asyncio.get_running_loop().create_future()
 
 
