@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -376,3 +377,59 @@ async def test_large_events_pass_whole(api: FakeApi, follow: Callable[..., Follo
     api.put("big", metadata_padding="x" * (6 << 20), status=ip(1))
     await until(lambda: "big" in follower.store.nodes, 20)
     assert len(json.dumps(api.objects["big"])) > 6 << 20
+
+
+WEIGHTS = {"put": 10, "delete": 6, "forget": 2, "drop": 2, "refuse": 2, "bookmark": 2, "outage": 1, "wait": 9}
+
+
+async def happen(api: FakeApi, chance: random.Random) -> None:
+    """One thing that happens to an API server."""
+    name = f"n{chance.randrange(8)}"
+    match chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]:
+        case "put":
+            api.put(name, status=ip(chance.randrange(5)))
+        case "delete" if name in api.objects:
+            api.delete(name)
+        case "forget":
+            api.forget()
+        case "drop":
+            api.drop()
+        case "refuse":
+            api.fail.append(web.Response(status=chance.choice([429, 500, 503])))
+        case "bookmark":
+            api.bookmark()
+        case "outage":
+            await api.stop()
+            await asyncio.sleep(0.02)
+            await api.start()
+        case "wait":
+            await asyncio.sleep(chance.random() * 0.02)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_happens_the_table_ends_up_as_the_server(
+    api: FakeApi, follow: Callable[..., Follower], seed: int
+) -> None:
+    """And a consumer that takes dirty keys now and then knows the same."""
+    chance = random.Random(seed)
+    follower = follow()
+    subscription = follower.store.subscribe(NODE)
+    seen: dict[str, object] = {}
+
+    def consume() -> None:
+        for key in subscription.take():
+            if key.name in follower.store.nodes:
+                seen[key.name] = follower.store.nodes[key.name]
+            else:
+                seen.pop(key.name, None)
+
+    for _ in range(60):
+        await happen(api, chance)
+        if chance.random() < 0.1:
+            consume()
+    expected = {name: decode.node(item) for name, item in api.objects.items()}
+    await until(lambda: dict(follower.store.nodes) == expected and follower.store.nodes.synced)
+    await asyncio.sleep(0.05)
+    assert dict(follower.store.nodes) == expected
+    consume()
+    assert seen == expected
