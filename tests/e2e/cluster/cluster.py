@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tests.e2e.cluster import build, network
-from tests.e2e.cluster.control import URL, ControlPlane
+from tests.e2e.cluster.control import ControlPlane
 from tests.e2e.cluster.node import Node
 from tests.e2e.cluster.processes import ClusterError, remove_empty_cgroups, run, wait_for
 
@@ -85,6 +85,7 @@ def pod_manifest(name: str, node: str | None = None, *, serve: bool = False, **m
 class Cluster:
     """A control plane and its nodes."""
 
+    stack: network.Stack
     control: ControlPlane
     programs: Path
     containerd: Path
@@ -103,7 +104,9 @@ class Cluster:
         """
         number = next(number for number in range(1, 10) if f"n{number}" not in self.nodes)
         runtime = None if number % 2 else self.containerd
-        node = Node(number, DIRECTORY / f"n{number}", self.control.authority, self.programs, runtime)
+        node = Node(
+            number, self.stack, DIRECTORY / f"n{number}", self.control.authority, self.programs, runtime
+        )
         self.nodes[node.name] = node
         node.start(self.image)
         return node
@@ -204,7 +207,7 @@ def sweep() -> None:
 
 
 @contextlib.contextmanager
-def running(nodes: int) -> Iterator[Cluster]:
+def running(nodes: int, stack: network.Stack = network.DUAL) -> Iterator[Cluster]:
     """Brings up a cluster whose nodes have no network, and takes it away again, whatever happens.
 
     Raises:
@@ -212,22 +215,23 @@ def running(nodes: int) -> Iterator[Cluster]:
         BuildError: its programs cannot be built.
     """
     programs, containerd, image = build.kubernetes(), build.containerd(), build.image()
-    with (build.CACHE / "run.lock").open("w") as lock, contextlib.ExitStack() as stack:
+    with (build.CACHE / "run.lock").open("w") as lock, contextlib.ExitStack() as cleaning:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ClusterError("another run of the end-to-end tests is under way on this machine") from error
         sweep()
-        stack.callback(sweep)
+        cleaning.callback(sweep)
         DIRECTORY.mkdir(parents=True)
-        stack.enter_context(network.control_plane())
-        control = ControlPlane.prepare(programs, DIRECTORY)
-        stack.callback(control.stop)
+        cleaning.enter_context(network.control_plane())
+        control = ControlPlane.prepare(programs, DIRECTORY, stack)
+        cleaning.callback(control.stop)
         control.start()
         weft = control.authority.sign(WEFT_USER, f"/CN={WEFT_USER}")
-        cluster = Cluster(control, programs, containerd, image, control.authority.kubeconfig(URL, weft))
+        kubeconfig = control.authority.kubeconfig(stack.url, weft)
+        cluster = Cluster(stack, control, programs, containerd, image, kubeconfig)
         cluster.authorize_weft()
-        stack.callback(cluster.stop_nodes)
+        cleaning.callback(cluster.stop_nodes)
         for _ in range(nodes):
             cluster.add_node()
         yield cluster

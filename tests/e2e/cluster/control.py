@@ -13,15 +13,7 @@ from tests.e2e.cluster.processes import Program, wait_for
 if TYPE_CHECKING:
     from pathlib import Path
 
-POD_CIDRS = "10.244.0.0/16,fd00:10:244::/48"
-SERVICE_CIDRS = "10.96.0.0/16,fd00:10:96::/108"
-URL = f"https://{network.SERVER[0]}:6443"
 ADMINISTRATOR = "/O=system:masters/CN=administrator"
-# The first address of the service range, under which pods know the API server.
-SERVER_NAMES = (
-    *(f"IP:{address}" for address in (*network.SERVER, "127.0.0.1", "10.96.0.1")),
-    *("DNS:kubernetes", "DNS:kubernetes.default", "DNS:kubernetes.default.svc"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +28,21 @@ class ControlPlane:
     scheduler: Program
 
     @classmethod
-    def prepare(cls, programs: Path, directory: Path) -> ControlPlane:
+    def prepare(cls, programs: Path, directory: Path, stack: network.Stack) -> ControlPlane:
         """Makes certificates and command lines; starts nothing."""
         authority = Authority.create(directory / "pki")
         administrator = authority.sign("administrator", ADMINISTRATOR)
-        authority.kubeconfig(URL, administrator)
-        serving = authority.sign("kube-apiserver", "/CN=kube-apiserver", *SERVER_NAMES)
+        authority.kubeconfig(stack.url, administrator)
+        names = (
+            *(f"IP:{address}" for address in (*network.SERVER, "127.0.0.1", stack.kubernetes_service)),
+            *("DNS:kubernetes", "DNS:kubernetes.default", "DNS:kubernetes.default.svc"),
+        )
+        serving = authority.sign("kube-apiserver", "/CN=kube-apiserver", *names)
         accounts = authority.service_accounts
 
         def component(name: str, *arguments: str) -> Program:
             user = authority.sign(name, f"/CN=system:{name}")
-            kubeconfig = authority.kubeconfig(URL, user)
+            kubeconfig = authority.kubeconfig(stack.url, user)
             credentials = (
                 f"--{purpose}kubeconfig={kubeconfig}" for purpose in ("", "authentication-", "authorization-")
             )
@@ -60,8 +56,9 @@ class ControlPlane:
         )
         server = (
             "--etcd-servers=http://127.0.0.1:2379",
-            f"--advertise-address={network.SERVER[0]}",
-            f"--service-cluster-ip-range={SERVICE_CIDRS}",
+            f"--advertise-address={stack.server}",
+            "--bind-address=::",
+            f"--service-cluster-ip-range={stack.service_cidrs}",
             f"--client-ca-file={authority.certificate}",
             f"--tls-cert-file={serving.certificate}",
             f"--tls-private-key-file={serving.key}",
@@ -79,15 +76,15 @@ class ControlPlane:
         )
         return cls(
             authority,
-            Api(URL, authority, administrator),
+            Api(stack.url, authority, administrator),
             Program("etcd", etcd, directory / "etcd.log"),
             Program(
                 "kube-apiserver", [programs / "kube-apiserver", *server], directory / "kube-apiserver.log"
             ),
             component(
                 "kube-controller-manager",
-                f"--cluster-cidr={POD_CIDRS}",
-                f"--service-cluster-ip-range={SERVICE_CIDRS}",
+                f"--cluster-cidr={stack.pod_cidrs}",
+                f"--service-cluster-ip-range={stack.service_cidrs}",
                 "--allocate-node-cidrs",
                 f"--root-ca-file={authority.certificate}",
                 f"--service-account-private-key-file={accounts.key}",

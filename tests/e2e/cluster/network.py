@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,43 @@ OUTSIDE = ("198.51.100.1", "2001:db8:51::1")
 CLONE_NEWNET = 0x40000000
 
 
-def node_addresses(number: int) -> tuple[str, str]:
-    return f"172.30.0.{10 + number}", f"fd30::{10 + number}"
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The address families of a cluster, in the order of preference: 0 is IPv4, 1 is IPv6."""
+
+    families: tuple[int, ...]
+
+    def pick(self, v4: str, v6: str) -> tuple[str, ...]:
+        return tuple((v4, v6)[family] for family in self.families)
+
+    @property
+    def server(self) -> str:
+        """The control plane's address."""
+        return self.pick(*SERVER)[0]
+
+    @property
+    def url(self) -> str:
+        """Of the API server."""
+        return f"https://[{self.server}]:6443" if ":" in self.server else f"https://{self.server}:6443"
+
+    @property
+    def pod_cidrs(self) -> str:
+        return ",".join(self.pick("10.244.0.0/16", "fd00:10:244::/48"))
+
+    @property
+    def service_cidrs(self) -> str:
+        return ",".join(self.pick("10.96.0.0/16", "fd00:10:96::/108"))
+
+    @property
+    def kubernetes_service(self) -> str:
+        """The first address of the service range, under which pods know the API server."""
+        return self.pick("10.96.0.1", "fd00:10:96::1")[0]
+
+    def node_addresses(self, number: int) -> tuple[str, ...]:
+        return self.pick(f"172.30.0.{10 + number}", f"fd30::{10 + number}")
+
+
+DUAL, ONLY_IPV4, ONLY_IPV6 = Stack((0, 1)), Stack((0,)), Stack((1,))
 
 
 def namespace(number: int) -> str:
@@ -72,7 +108,7 @@ def control_plane() -> Iterator[None]:
         run("ip", "netns", "delete", CONTROL_PLANE, check=False)
 
 
-def add_node(number: int) -> None:
+def add_node(number: int, stack: Stack) -> None:
     """Makes a node's namespace with an `eth0` on the bridge, reverse path filtering on, and forwarding off.
 
     rp_filter=1 is what most distributions set; forwarding is the daemon's to switch on.
@@ -91,16 +127,12 @@ def add_node(number: int) -> None:
     ip(f"link set {port} master {BRIDGE} up")
     # Without it the link-local address, and its routes, appear some time later.
     run("ip", "netns", "exec", name, "sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=0")
-    v4, v6 = node_addresses(number)
-    for line in (
-        "link set lo up",
-        f"address add {v4}/24 dev eth0",
-        f"address add {v6}/64 dev eth0 nodad",
-        "link set eth0 up",
-        f"route add default via {SERVER[0]}",
-        f"route add default via {SERVER[1]}",
-    ):
-        ip(f"-n {name} {line}")
+    ip(f"-n {name} link set lo up")
+    for address in stack.node_addresses(number):
+        ip(f"-n {name} address add {address}" + ("/64 dev eth0 nodad" if ":" in address else "/24 dev eth0"))
+    ip(f"-n {name} link set eth0 up")
+    for gateway in stack.pick(*SERVER):
+        ip(f"-n {name} route add default via {gateway}")
 
 
 def remove_node(number: int) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from tests.e2e.cluster import network
 from tests.e2e.cluster.build import IMAGE
-from tests.e2e.cluster.control import URL
 from tests.e2e.cluster.processes import Program, remove_empty_cgroups, run, wait_for
 
 if TYPE_CHECKING:
@@ -96,6 +95,7 @@ class Node:
     """One node. The directory holds its logs and its file systems, and must not exist yet."""
 
     number: int
+    stack: network.Stack
     directory: Path
     authority: Authority
     programs: Path
@@ -133,8 +133,8 @@ class Node:
         return f"n{self.number}"
 
     @property
-    def addresses(self) -> tuple[str, str]:
-        return network.node_addresses(self.number)
+    def addresses(self) -> tuple[str, ...]:
+        return self.stack.node_addresses(self.number)
 
     def inside(self, *command: str | Path) -> list[str | Path]:
         """A command line that runs the command in the node."""
@@ -171,7 +171,7 @@ class Node:
         self._start_weft()
 
     def _power_on(self) -> None:
-        network.add_node(self.number)
+        network.add_node(self.number, self.stack)
         (self.directory / "up").unlink(missing_ok=True)
         self.first.start()
         wait_for(
@@ -198,12 +198,13 @@ class Node:
         )
 
     def _start_kubelet(self) -> None:
-        v4, v6 = self.addresses
         identity = self.authority.sign(
-            self.name, f"/O=system:nodes/CN=system:node:{self.name}", f"IP:{v4}", f"IP:{v6}"
+            self.name,
+            f"/O=system:nodes/CN=system:node:{self.name}",
+            *(f"IP:{address}" for address in self.addresses),
         )
         resolver = self.directory / "resolv.conf"  # the machine's may point to a resolver that a node lacks
-        resolver.write_text(f"nameserver {network.SERVER[0]}\n")
+        resolver.write_text(f"nameserver {self.stack.server}\n")
         configuration = kubelet_configuration(self.authority, identity.certificate, identity.key, resolver)
         path = self.directory / "kubelet.json"
         path.write_text(json.dumps(configuration))
@@ -211,9 +212,9 @@ class Node:
             "kubelet-log",
             self.programs / "kubelet",
             f"--config={path}",
-            f"--kubeconfig={self.authority.kubeconfig(URL, identity)}",
+            f"--kubeconfig={self.authority.kubeconfig(self.stack.url, identity)}",
             f"--hostname-override={self.name}",
-            f"--node-ip={v4},{v6}",
+            f"--node-ip={','.join(self.addresses)}",
         )
         self.kubelet.start()
 

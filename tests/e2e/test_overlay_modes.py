@@ -1,0 +1,70 @@
+"""Nodes that share a segment talk without the overlay when they are told to; and with it again."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.test_connectivity import FAMILIES, seen_from_pod, url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.e2e.cluster.cluster import Cluster, Pod
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+def configure(cluster: Cluster, **configuration: object) -> None:
+    """Restarts the daemons with another configuration."""
+    for node in cluster.nodes.values():
+        node.weft.stop()
+    cluster.install_weft(list(cluster.nodes.values()), **configuration)
+
+
+@pytest.fixture(scope="module", params=["direct", "auto"])
+def reconfigured(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Cluster]:
+    """All nodes in one of the other modes; the usual one at the end."""
+    configure(cluster, overlay=request.param)
+    yield cluster
+    configure(cluster)
+
+
+@pytest.fixture(scope="module")
+def pods(reconfigured: Cluster) -> Iterator[list[Pod]]:
+    """A pod on each node."""
+    yield [reconfigured.create_pod(f"mode-{name}", name) for name in reconfigured.nodes]
+    reconfigured.delete_pods()
+
+
+def test_routes_lead_to_the_nodes_themselves(cluster: Cluster, pods: list[Pod]) -> None:
+    for node, peer in itertools.permutations(cluster.nodes.values()):
+        routes = node.ip("route show") + node.ip("-6 route show")
+        for cidr, address in zip(cluster.node(peer.name)["spec"]["podCIDRs"], peer.addresses, strict=True):
+            assert f"{cidr} via {address} dev eth0" in routes
+
+
+def test_pods_use_the_whole_segment(cluster: Cluster, pods: list[Pod]) -> None:
+    for pod in pods:
+        assert cluster.api.execute(pod.name, "cat", "/sys/class/net/eth0/mtu").output.strip() == "1500"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pods_see_each_others_addresses(cluster: Cluster, pods: list[Pod], family: str) -> None:
+    for sender, receiver in itertools.product(pods, pods):
+        assert seen_from_pod(cluster, sender, url(getattr(receiver, family))) == getattr(sender, family)
+
+
+def test_pods_made_in_another_mode_stay_reachable(cluster: Cluster) -> None:
+    """Whatever the mode of the daemon that wired them was; their MTU stays as it was."""
+    old, new = cluster.create_pod("old", "n1"), cluster.create_pod("new", "n2")
+    try:
+        for mode in ("auto", "vxlan"):
+            configure(cluster, overlay=mode)
+            for family in FAMILIES:
+                assert seen_from_pod(cluster, old, url(getattr(new, family))) == getattr(old, family)
+                assert seen_from_pod(cluster, new, url(getattr(old, family))) == getattr(new, family)
+    finally:
+        cluster.delete_pods()
