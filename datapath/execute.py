@@ -197,9 +197,16 @@ def _vxlan(route: Socket, step: Step, link: VxlanLink, indexes: dict[str, int]) 
     index = indexes[link.name]
     if tx_checksum(link.name) != link.tx_checksum:
         set_tx_checksum(link.name, enabled=link.tx_checksum)
-    # Before it goes up, or the kernel gives it a link-local address.
+    # Only what differs: a MAC address that is set, be it the same, makes the kernel drop the neighbours.
+    old = step.old if isinstance(step.old, VxlanLink) else link
     changes = (
-        set_link(index, mac=link.mac, mtu=link.mtu, settings=_NO_LINK_LOCAL),
+        # Before it goes up, or the kernel gives it a link-local address.
+        set_link(
+            index,
+            mac=link.mac if old.mac != link.mac else None,
+            mtu=link.mtu if old.mtu != link.mtu else None,
+            settings=_NO_LINK_LOCAL,
+        ),
         set_link(index, up=True),
     )
     try:

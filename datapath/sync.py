@@ -1,9 +1,8 @@
 """Brings the kernel in line with the desired state, in bounded pieces, and remembers what the kernel holds.
 
 Owns the sync state: desired, known, what is dirty, what failed. All of it lives on the writer's thread. There
-is one way for everything: what may differ is dirty, dirty keys are diffed and the steps executed. A change
-    makes
-its keys dirty, a reading makes everything dirty that is not as desired.
+is one way for everything: what may differ is dirty, dirty keys are compared and the steps executed. A change
+makes its keys dirty, a reading makes everything dirty that is not as desired.
 """
 
 from __future__ import annotations
@@ -254,10 +253,12 @@ class Sync:
         self._dirty = differing | pending
 
     def _delete_extras(self, extras: list[KernelObject]) -> None:
-        """Delete all objects that share a key, so that the desired one is written afresh."""
+        """Delete all objects that share a key, so that the desired one, if any, is written afresh."""
         doomed = []
         for value in extras:
             key = object_key(value)
+            if not self._prune and key not in self.desired.objects:
+                continue
             shared = self.known.pop(key, None)
             doomed += [Step(Action.DELETE, key, each, None) for each in (shared, value) if each is not None]
         if doomed:

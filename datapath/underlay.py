@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT})
 _IPV6_FORWARDING = 0
-_OUTSIDE = (bytes((192, 0, 2, 1)), bytes.fromhex("20010db8") + bytes(11) + b"\1")
-"""Addresses for documentation (RFC 5737, RFC 3849): only a default route leads to them."""
+_OUTSIDE = (bytes((192, 0, 0, 8)), b"\1" + bytes(14) + b"\1")
+"""The dummy address (RFC 7600), one of the discard prefix (RFC 6666): only a default route leads there."""
 
 
 @dataclass(frozen=True, slots=True)
