@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
     from types import ModuleType
 
     from daemon.cluster.endpoint import Endpoint
@@ -168,12 +168,12 @@ class Connection:
         """
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=self._connect_timeout)
         async with self._open(method, path, query, body, content_type, limits) as response:
-            try:
-                document = json.loads(await response.read())
-            except ValueError as error:
-                raise UnreachableError(
-                    "protocol", f"{method} {path}: the answer is no JSON: {error}"
-                ) from error
+            with self._on_the_way():
+                content = await response.read()
+        try:
+            document = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise UnreachableError("protocol", f"{method} {path}: the answer is no JSON: {error}") from error
         if not isinstance(document, dict):
             raise UnreachableError("protocol", f"{method} {path}: the answer is no JSON object")
         return document
@@ -199,7 +199,7 @@ class Connection:
             if transport is not None:
                 self._streams.add(transport)
             try:
-                yield _lines(response)
+                yield self._lines(response)
             finally:
                 self._streams.discard(transport)
 
@@ -237,7 +237,7 @@ class Connection:
         if client.token:
             headers["Authorization"] = client.token
         async with client.use():
-            try:
+            with self._on_the_way():
                 response: aiohttp.ClientResponse = await client.rest.request(
                     method,
                     client.host + path,
@@ -247,21 +247,26 @@ class Connection:
                     _preload_content=False,
                     _request_timeout=timeout,
                 )
-                async with response:
-                    if response.status >= 300:
-                        raise await self._refusal(client, response)
-                    yield response
-            except TimeoutError as error:
-                raise UnreachableError("timeout", f"{self._place()} does not answer in time") from error
-            except aiohttp.ClientPayloadError as error:
-                raise UnreachableError(
-                    "protocol", f"{self._place()}: the connection broke: {error}"
-                ) from error
-            except (aiohttp.ClientError, OSError, ValueError) as error:
-                raise UnreachableError("connect", f"{self._place()} can't be reached: {error}") from error
+            async with response:
+                if response.status >= 300:
+                    raise await self._refusal(client, response)
+                yield response
+
+    @contextlib.contextmanager
+    def _on_the_way(self) -> Iterator[None]:
+        """Tell what fails between here and the API server as UnreachableError."""
+        try:
+            yield
+        except TimeoutError as error:
+            raise UnreachableError("timeout", f"{self._place()} does not answer in time") from error
+        except aiohttp.ClientPayloadError as error:
+            raise UnreachableError("protocol", f"{self._place()}: the connection broke: {error}") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise UnreachableError("connect", f"{self._place()} can't be reached: {error}") from error
 
     async def _refusal(self, client: _Client, response: aiohttp.ClientResponse) -> ApiError:
-        text = (await response.content.read(64 << 10)).decode(errors="replace")
+        with self._on_the_way():
+            text = (await response.content.read(64 << 10)).decode(errors="replace")
         reason, message = "", text.strip()[:500] or str(response.reason)
         with contextlib.suppress(ValueError):
             status = json.loads(text)
@@ -277,6 +282,29 @@ class Connection:
         except ValueError:
             retry_after = 0
         return ApiError(response.status, reason, message, max(0, min(retry_after, 60)))
+
+    async def _lines(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """The lines of a response; objects may be larger than any buffer of aiohttp's own line reader."""
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            with self._on_the_way():
+                chunk = await response.content.readany()
+            if not chunk:
+                break
+            *complete, rest = chunk.split(b"\n")
+            for end in complete:
+                line = b"".join([*parts, end])
+                parts, size = [], 0
+                if line.strip():
+                    yield line
+            if rest:
+                parts.append(rest)
+                size += len(rest)
+                if size > _MAX_LINE:
+                    raise UnreachableError("protocol", f"a watch event is larger than {_MAX_LINE >> 20} MiB")
+        if parts and (last := b"".join(parts)).strip():
+            yield last
 
     async def _current(self) -> _Client:
         async with self._loading:
@@ -375,23 +403,3 @@ def _probe_when_idle(response: aiohttp.ClientResponse) -> None:
         for option, value in _KEEPALIVE:
             own.setsockopt(socket.IPPROTO_TCP, option, value)
         own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
-
-
-async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The lines of a response; objects may be larger than any buffer of aiohttp's own line reader."""
-    parts: list[bytes] = []
-    size = 0
-    async for chunk in response.content.iter_any():
-        *complete, rest = chunk.split(b"\n")
-        for end in complete:
-            line = b"".join([*parts, end])
-            parts, size = [], 0
-            if line.strip():
-                yield line
-        if rest:
-            parts.append(rest)
-            size += len(rest)
-            if size > _MAX_LINE:
-                raise UnreachableError("protocol", f"a watch event is larger than {_MAX_LINE >> 20} MiB")
-    if parts and (last := b"".join(parts)).strip():
-        yield last

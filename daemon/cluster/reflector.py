@@ -194,7 +194,7 @@ class Reflector(Generic[Value]):
             event: Any = json.loads(line)
             kind, item = event["type"], event["object"]
             version = "" if kind == "ERROR" else item["metadata"]["resourceVersion"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UnreachableError("protocol", f"a watch event can't be read: {line[:200]!r}") from error
         self._metrics.api_events.labels(self._table.kind, str(kind).lower()).inc()
         if kind == "ERROR":

@@ -330,3 +330,59 @@ def test_the_client_library_is_imported_without_its_models() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 20
+
+
+async def test_what_fails_in_the_users_hands_is_not_called_a_failure_of_the_network(
+    api: FakeApi, connect: Callable[[Endpoint], Connection]
+) -> None:
+    connection = connect(Endpoint(api.url, "a test"))
+    query: dict[str, str | int] = {"watch": "true", "resourceVersion": "100", "timeoutSeconds": 10}
+    with pytest.raises(ValueError, match="a fault of the user"):
+        async with connection.stream("/api/v1/nodes", query, idle=5):
+            raise ValueError("a fault of the user")
+
+
+async def test_a_watch_that_breaks_in_the_middle_is_told_with_its_server(
+    api: FakeApi, connect: Callable[[Endpoint], Connection]
+) -> None:
+    connection = connect(Endpoint(api.url, "a test"))
+    query: dict[str, str | int] = {"watch": "true", "resourceVersion": "100", "timeoutSeconds": 10}
+    async with connection.stream("/api/v1/nodes", query, idle=5) as lines:
+        api.drop()
+        with pytest.raises(UnreachableError, match=api.url) as caught:
+            await anext(lines)
+    assert caught.value.kind == "protocol"
+
+
+async def test_lines_are_put_together_from_pieces(connect: Callable[[Endpoint], Connection]) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for piece in (b'{"a"', b": 1}\n\n{", b'"b": 2}\n{"c": 3}', b"\n  \n", b'{"last": 4}'):
+            await response.write(piece)
+            await asyncio.sleep(0.01)
+        return response
+
+    application = web.Application()
+    application.router.add_get("/x", answer)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    connection = connect(Endpoint(f"http://127.0.0.1:{runner.addresses[0][1]}", "a test"))
+    async with connection.stream("/x", {}, idle=5) as lines:
+        assert [line async for line in lines] == [b'{"a": 1}', b'{"b": 2}', b'{"c": 3}', b'{"last": 4}']
+    await runner.cleanup()
+
+
+async def test_a_watch_whose_own_address_went_is_broken(
+    api: FakeApi, connect: Callable[[Endpoint], Connection]
+) -> None:
+    connection = connect(Endpoint(api.url, "a test"))
+    query: dict[str, str | int] = {"watch": "true", "resourceVersion": "100", "timeoutSeconds": 10}
+    async with connection.stream("/api/v1/nodes", query, idle=5) as lines:
+        connection.forsake({bytes((10, 0, 0, 1))})
+        api.put("n0")
+        assert json.loads(await anext(lines))["type"] == "ADDED"
+        connection.forsake({bytes((127, 0, 0, 1))})
+        with pytest.raises(UnreachableError):
+            await anext(lines)
