@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from datapath.errors import DatapathError
-from datapath.nft.plan import change_elements, plan
+from datapath.nft.plan import SetChange, change_elements, plan
 from datapath.nft.rules import Ruleset
 
 if TYPE_CHECKING:
@@ -132,21 +132,19 @@ class RulesetSync:
 
     def _plan_elements(self, touched: Mapping[SetKey, set[bytes]]) -> None:
         self._planned_in_full = False
+        changes: list[SetChange] = []
         for key, elements in touched.items():
             known = self._elements.setdefault(key, {})
             wanted = self._desired.elements(key)
             before = {each: known[each] for each in elements if each in known}
             after = {each: wanted[each] for each in elements if each in wanted}
-            self._pending.extend(self._transactions(key, before, after))
+            table = self._tables.get(key[:2])
+            if table is not None:
+                changes.append(SetChange(table, table.set(key[2]), before, after))
             for each in before:
                 del known[each]
             known.update(after)
-
-    def _transactions(
-        self, key: SetKey, current: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]
-    ) -> list[Transaction]:
-        table = self._tables.get(key[:2])
-        return change_elements(table, table.set(key[2]), current, wanted) if table is not None else []
+        self._pending.extend(change_elements(changes))
 
     def _commit_all(self) -> None:
         """Read, plan and commit everything at once."""

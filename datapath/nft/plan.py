@@ -9,6 +9,7 @@ transaction whatever its size.
 from __future__ import annotations
 
 import struct
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +20,7 @@ from datapath.nft.render import render_element
 from datapath.nft.rules import Family
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from datapath.netlink.transport import Message
     from datapath.nft.observe import ObservedChain, ObservedRuleset, ObservedSet
@@ -41,10 +42,27 @@ class Change(NamedTuple):
 
 
 class Transaction(NamedTuple):
-    """Messages that are committed together, and what they change."""
+    """Messages that are committed together.
+
+    What they change is put into words only when somebody asks: every attachment is such a change.
+    """
 
     messages: tuple[Message, ...]
-    changes: tuple[Change, ...]
+    words: tuple[Callable[[], Iterable[Change]], ...]
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """What the messages change."""
+        return tuple(change for words in self.words for change in words())
+
+
+class SetChange(NamedTuple):
+    """Two states of a set's elements, or of the part of them that may differ."""
+
+    table: Table
+    declared: Set
+    current: Mapping[bytes, bytes]
+    wanted: Mapping[bytes, bytes]
 
 
 class _Step(NamedTuple):
@@ -52,7 +70,7 @@ class _Step(NamedTuple):
 
     messages: list[Message]
     elements: int
-    changes: list[Change]
+    words: tuple[Callable[[], Iterable[Change]], ...]
 
 
 def plan(desired: Ruleset, observed: ObservedRuleset) -> list[Transaction]:
@@ -63,7 +81,7 @@ def plan(desired: Ruleset, observed: ObservedRuleset) -> list[Transaction]:
     wanted = {table.key for table in desired.tables}
     transactions = [
         Transaction(
-            (encode.delete_table(family, name),), (Change("delete", f"table {_family(family)} {name}"),)
+            (encode.delete_table(family, name),), (_said("delete", f"table {_family(family)} {name}"),)
         )
         for family, name in sorted(observed.tables.keys() - wanted)
     ]
@@ -77,11 +95,9 @@ def plan(desired: Ruleset, observed: ObservedRuleset) -> list[Transaction]:
     return transactions
 
 
-def change_elements(
-    table: Table, declared: Set, current: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]
-) -> list[Transaction]:
-    """Return the transactions between two states of a set's elements, or of the part that may differ."""
-    return _pack(_element_steps(table, declared, current, wanted))
+def change_elements(changes: Iterable[SetChange]) -> list[Transaction]:
+    """Return the transactions that change the elements of sets; normally one for all of them."""
+    return _pack(step for each in changes for step in _element_steps(*each))
 
 
 def _wanted(desired: Ruleset, table: Table, declared: Set) -> Mapping[bytes, bytes]:
@@ -122,7 +138,7 @@ def _replace(table: Table, elements: Mapping[str, Mapping[bytes, bytes]]) -> Tra
     messages = [encode.delete_table(*table.key)]
     for step in _repair(table, elements, None):
         messages += step.messages
-    return Transaction(tuple(messages), (Change("replace", f"table {_table_name(table)}"),))
+    return Transaction(tuple(messages), (_said("replace", f"table {_table_name(table)}"),))
 
 
 def _repair(
@@ -132,14 +148,14 @@ def _repair(
     encoded = encode.encode_table(table)
     name = _table_name(table)
     if present is None:
-        yield _Step([encode.new_table(table)], 0, [Change("add", f"table {name}")])
+        yield _Step([encode.new_table(table)], 0, (_said("add", f"table {name}"),))
         present = _NOTHING
     for each in encoded.sets:
         if each not in present.sets:
-            yield _Step([encode.new_set(table, each)], 0, [Change("add", f"set {name} {each}")])
+            yield _Step([encode.new_set(table, each)], 0, (_said("add", f"set {name} {each}"),))
     for each in encoded.chains:
         if each not in present.chains:
-            yield _Step([encode.new_chain(table, each)], 0, [Change("add", f"chain {name} {each}")])
+            yield _Step([encode.new_chain(table, each)], 0, (_said("add", f"chain {name} {each}"),))
     for declared in table.sets:
         yield from _set_steps(table, declared, present.sets.get(declared.name), elements[declared.name])
     structure = _structure(table, encoded, present)
@@ -175,7 +191,7 @@ def _structure(table: Table, encoded: encode.EncodedTable, present: ObservedTabl
         messages += encode.new_rules(table, each)
         action = "replace" if each in present.chains else "add"
         changes.append(Change(action, f"rules of chain {_table_name(table)} {each}"))
-    return _Step(messages, 0, changes)
+    return _Step(messages, 0, (lambda: changes,))
 
 
 def _same_rules(wanted: encode.EncodedChain, present: ObservedChain | None) -> bool:
@@ -232,7 +248,7 @@ def _set_steps(
         yield _Step(
             [encode.flush_set(key)],
             0,
-            [Change("replace", f"all elements of set {_table_name(table)} {key[2]}")],
+            (_said("replace", f"all elements of set {_table_name(table)} {key[2]}"),),
         )
         yield from _element_steps(table, declared, {}, wanted)
         return
@@ -251,6 +267,9 @@ def _element_steps(
     old = [key for key, data in current.items() if wanted.get(key) != data]
     new = [key for key, data in wanted.items() if current.get(key) != data]
     if not old and not new:
+        return
+    if len(old) + len(new) <= TRANSACTION_ELEMENTS // 4:
+        yield _piece(table, declared, old, {key: wanted[key] for key in new})
         return
     half = encode.padded(encode.width(declared.key)) if declared.interval else 0
     marked = sorted([(key, False) for key in old] + [(key, True) for key in new])
@@ -272,32 +291,38 @@ def _element_steps(
 
 def _piece(table: Table, declared: Set, gone: list[bytes], come: dict[bytes, bytes]) -> _Step:
     messages: list[Message] = []
-    changes: list[Change] = []
-    place = f"set {_table_name(table)} {declared.name}"
     if gone:
         messages += encode.delete_elements(table, declared, gone)
-        changes += _element_changes("delete", place, declared, dict.fromkeys(gone, b""))
     if come:
         messages += encode.add_elements(table, declared, come)
-        changes += _element_changes("add", place, declared, come)
-    return _Step(messages, len(gone) + len(come), changes)
+    return _Step(messages, len(gone) + len(come), (partial(_piece_changes, table, declared, gone, come),))
 
 
-def _pack(steps: Iterator[_Step] | Sequence[_Step]) -> list[Transaction]:
+def _piece_changes(
+    table: Table, declared: Set, gone: list[bytes], come: dict[bytes, bytes]
+) -> Iterator[Change]:
+    place = f"set {_table_name(table)} {declared.name}"
+    if gone:
+        yield from _element_changes("delete", place, declared, dict.fromkeys(gone, b""))
+    if come:
+        yield from _element_changes("add", place, declared, come)
+
+
+def _pack(steps: Iterable[_Step]) -> list[Transaction]:
     """Join steps to transactions within the bound."""
     result: list[Transaction] = []
     messages: list[Message] = []
-    changes: list[Change] = []
+    words: list[Callable[[], Iterable[Change]]] = []
     elements = 0
     for step in steps:
         if messages and elements + step.elements > TRANSACTION_ELEMENTS:
-            result.append(Transaction(tuple(messages), tuple(changes)))
-            messages, changes, elements = [], [], 0
+            result.append(Transaction(tuple(messages), tuple(words)))
+            messages, words, elements = [], [], 0
         messages += step.messages
-        changes += step.changes
+        words += step.words
         elements += step.elements
     if messages:
-        result.append(Transaction(tuple(messages), tuple(changes)))
+        result.append(Transaction(tuple(messages), tuple(words)))
     return result
 
 
@@ -314,6 +339,10 @@ def _element_changes(
             yield Change(action, f"element {name} of {place}")
     else:
         yield Change(action, f"{len(elements)} elements of {place}: {', '.join(named)}, ...")
+
+
+def _said(action: str, subject: str) -> Callable[[], tuple[Change]]:
+    return lambda: (Change(action, subject),)
 
 
 def _table_name(table: Table) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from datapath.nft.connection import Nft
 from datapath.nft.elements import Range, intervals, key, verdict
-from datapath.nft.plan import change_elements, plan
+from datapath.nft.plan import SetChange, change_elements, plan
 from datapath.nft.rules import (
     DROP,
     INET_PROTO,
@@ -88,7 +88,7 @@ def test_any_state_follows_any_other(nft: Nft, sequence: list[dict[str, dict[byt
     before = sequence[-1]
     after = sequence[0]
     for name in before:
-        nft.apply(change_elements(TABLE, TABLE.set(name), before[name], after[name]))
+        nft.apply(change_elements([SetChange(TABLE, TABLE.set(name), before[name], after[name])]))
     assert plan(ruleset(after), nft.read()) == []
 
 
@@ -96,6 +96,6 @@ def test_nothing_changed_costs_no_transaction(space: Space) -> None:
     with Nft(namespace=space.descriptor) as opened:
         opened.apply(plan(ruleset({}), opened.read()))
         generation = opened.generation()
-        assert change_elements(TABLE, TABLE.set("hosts"), {bytes(4): b""}, {bytes(4): b""}) == []
+        assert change_elements([SetChange(TABLE, TABLE.set("hosts"), {bytes(4): b""}, {bytes(4): b""})]) == []
         opened.apply(plan(ruleset({}), opened.read()))
         assert opened.generation() == generation

@@ -11,7 +11,7 @@ from datapath.errors import NetlinkError, TransactionOutdatedError
 from datapath.nft import encode
 from datapath.nft.connection import Nft
 from datapath.nft.elements import Range, intervals, key, prefix
-from datapath.nft.plan import TRANSACTION_ELEMENTS, change_elements, plan
+from datapath.nft.plan import TRANSACTION_ELEMENTS, SetChange, change_elements, plan
 from datapath.nft.rules import Chain, Family, Ruleset, goto, rule
 from datapath.nft.tables import NODES, UNMASQUERADED, TableOptions, node_tables, pod_sources
 
@@ -256,6 +256,6 @@ def test_ranges_change_in_place(nft: Nft, space: Space) -> None:
         [],
     ):
         wanted = intervals(ranges)
-        nft.apply(change_elements(table, declared, current, wanted))
+        nft.apply(change_elements([SetChange(table, declared, current, wanted)]))
         current = wanted
         assert_right(nft, space, Ruleset(TABLES, {**RULESET.elements, (2, "weft", UNMASQUERADED): wanted}))

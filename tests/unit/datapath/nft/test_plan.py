@@ -11,7 +11,7 @@ from datapath.netlink.attributes import attribute, be32, be64, nest, parse, stri
 from datapath.nft import encode
 from datapath.nft.elements import key
 from datapath.nft.observe import ObservedChain, ObservedRule, ObservedRuleset, ObservedSet, ObservedTable
-from datapath.nft.plan import TRANSACTION_ELEMENTS, change_elements, covers, plan
+from datapath.nft.plan import TRANSACTION_ELEMENTS, SetChange, change_elements, covers, plan
 from datapath.nft.rules import Ruleset
 from datapath.nft.tables import NODES, TableOptions, node_tables
 
@@ -91,7 +91,7 @@ def test_the_rules_of_foreign_chains_go_before_the_chains() -> None:
 def test_changed_data_is_deleted_and_added_in_one_transaction() -> None:
     declared = dataclasses.replace(TABLE.set(NODES), data=(TABLE.set(NODES).key[0],))
     many = {key(number.to_bytes(4, "big")): b"\1\1\1\1" for number in range(3 * TRANSACTION_ELEMENTS)}
-    transactions = change_elements(TABLE, declared, many, dict.fromkeys(many, b"\2\2\2\2"))
+    transactions = change_elements([SetChange(TABLE, declared, many, dict.fromkeys(many, b"\2\2\2\2"))])
     assert len(transactions) >= 6
     for transaction in transactions:
         assert {message.kind & 0xFF for message in transaction.messages} == {
@@ -103,11 +103,11 @@ def test_changed_data_is_deleted_and_added_in_one_transaction() -> None:
 def test_differences_name_a_few_elements_and_count_many() -> None:
     declared = TABLE.set(NODES)
     few = {key(bytes([10, 0, 0, last])): b"" for last in range(3)}
-    (transaction,) = change_elements(TABLE, declared, {}, few)
+    (transaction,) = change_elements([SetChange(TABLE, declared, {}, few)])
     assert transaction.changes[0] == ("add", "element 10.0.0.0 of set ip weft nodes")
     assert len(transaction.changes) == 3
     many = {key(bytes([10, 0, 0, last])): b"" for last in range(9)}
-    (transaction,) = change_elements(TABLE, declared, many, {})
+    (transaction,) = change_elements([SetChange(TABLE, declared, many, {})])
     expected = "9 elements of set ip weft nodes: 10.0.0.0, 10.0.0.1, 10.0.0.2, 10.0.0.3, ..."
     assert transaction.changes == (("delete", expected),)
 
