@@ -237,6 +237,17 @@ async def test_without_the_api_server_it_waits_and_promises_nothing(machine: Mac
     assert machine.has_conflist
 
 
+async def test_it_stops_at_once_while_it_still_waits(machine: Machine) -> None:
+    await machine.api.stop()
+    daemon = machine.spawn()
+    await until(lambda: machine.http(10256, "/livez")[0] == 200, "alive")
+    daemon.send_signal(signal.SIGTERM)
+    daemon.send_signal(signal.SIGTERM)
+    code, log = await end(daemon, 3)
+    assert code == 0
+    assert log[-1]["event"] == "stopped; pods keep their network"
+
+
 async def test_an_outage_of_the_api_server_changes_nothing(machine: Machine) -> None:
     daemon = machine.spawn()
     await until(machine.ready, "ready")
