@@ -18,6 +18,7 @@ IFNAME_LIMIT = 15
 KNOWN_ARGS = frozenset({"K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID", "K8S_POD_INFRA_CONTAINER_ID"})
 """Keys of CNI_ARGS with a meaning here; IgnoreUnknown is about the others."""
 
+_USUAL_IFNAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,14}")
 _REQUIRED = {
     "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
     "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
@@ -26,6 +27,8 @@ _REQUIRED = {
     "STATUS": ("CNI_PATH",),
     "VERSION": (),
 }
+_VARIABLES = ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH")
+_ON_ATTACHMENTS = frozenset({"ADD", "CHECK", "DEL"})
 _BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -61,21 +64,18 @@ def read(variables: Variables) -> Invocation:
     if command not in _REQUIRED:
         known = ", ".join(_REQUIRED)
         raise _invalid(f"unknown CNI_COMMAND: {command}" if command else _missing(["CNI_COMMAND"]), known)
-    given = {
-        "CNI_CONTAINERID": variables.container_id,
-        "CNI_NETNS": variables.netns,
-        "CNI_IFNAME": variables.ifname,
-        "CNI_PATH": variables.path,
-    }
-    missing = [name for name in _REQUIRED[command] if not given[name]]
-    if missing:
-        raise _invalid(_missing(missing))
-    if "CNI_IFNAME" in _REQUIRED[command]:
-        _check_container_id(variables.container_id)
-        _check_ifname(variables.ifname)
+    container_id, netns, ifname = variables.container_id, variables.netns, variables.ifname
+    if not (container_id and netns and ifname and variables.path):
+        given = dict(zip(_VARIABLES, (container_id, netns, ifname, variables.path), strict=True))
+        missing = [name for name in _REQUIRED[command] if not given[name]]
+        if missing:
+            raise _invalid(_missing(missing))
+    if command in _ON_ATTACHMENTS:
+        _check_container_id(container_id)
+        _check_ifname(ifname)
     # Nothing in CNI_ARGS matters to a DEL, so nothing in it may stand in a pod's way out.
     args = _read_args(variables.args) if command in ("ADD", "CHECK") else {}
-    return Invocation(command, variables.container_id, variables.netns, variables.ifname, args)
+    return Invocation(command, container_id, netns, ifname, args)
 
 
 def _check_container_id(container_id: str) -> None:
@@ -87,6 +87,8 @@ def _check_container_id(container_id: str) -> None:
 
 
 def _check_ifname(ifname: str) -> None:
+    if _USUAL_IFNAME.fullmatch(ifname):
+        return
     if len(ifname.encode()) > IFNAME_LIMIT:
         raise _invalid("interface name is too long", f"CNI_IFNAME {ifname!r}: at most {IFNAME_LIMIT} bytes")
     if ifname in (".", ".."):

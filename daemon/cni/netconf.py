@@ -6,6 +6,7 @@ What concerns ADD and CHECK only is read when they ask, so that nothing in it ca
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from daemon.cni import document as json_document
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 """The first version that has the command."""
+_REMEMBERED_BYTES = 4096
 _ADDRESSING = ("ipam", "ipMasq")
 _CAPABILITIES = frozenset({"dns"})
 
@@ -93,12 +95,41 @@ class NetConf:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a configuration says about an ADD besides its name and version."""
+
+    previous: Result | None
+    dns: Dns
+
+
 def read(config: bytes, command: str) -> NetConf:
     """Decode a configuration and check what every command needs.
 
     Raises:
         CniError: code 6 for what is no JSON, 1 for the version, 7 for the name.
     """
+    # A runtime sends the same few bytes for every pod, unless a plugin ran before us.
+    return _remembered(config, command) if len(config) <= _REMEMBERED_BYTES else _read(config, command)
+
+
+@lru_cache(maxsize=16)
+def wish(conf: NetConf) -> Wish:
+    """Return what an ADD should do.
+
+    Raises:
+        CniError: it asks for what Weft does not do, or can't be read.
+    """
+    conf.require_supported()
+    return Wish(conf.previous_result(), conf.dns())
+
+
+@lru_cache(maxsize=16)
+def _remembered(config: bytes, command: str) -> NetConf:
+    return _read(config, command)
+
+
+def _read(config: bytes, command: str) -> NetConf:
     document = json_document.read(config)
     version = document.text("cniVersion") or "0.1.0"
     if version not in VERSIONS:

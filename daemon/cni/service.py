@@ -176,8 +176,7 @@ class CniService:
         return b""
 
     async def _add(self, key: AttachmentKey, invocation: Invocation, conf: NetConf, trace: _Trace) -> bytes:
-        conf.require_supported()
-        previous = conf.previous_result()
+        wish = netconf.wish(conf)
         args = conf.args(invocation.args)
         local = self._local()
         if local is None:
@@ -198,14 +197,13 @@ class CniService:
                 args.get("K8S_POD_UID", ""),
             ),
         )
-        dns = conf.dns() or self._dns
         async with self._adds:
             added = await self._job(trace, partial(self._add_job, request=request))
         trace.record = added.record
         trace.seconds.update(added.seconds)
-        result = result_of(added.record, dns)
-        if previous is not None:
-            result = previous.followed_by(result)
+        result = result_of(added.record, wish.dns or self._dns)
+        if wish.previous is not None:
+            result = wish.previous.followed_by(result)
         return result.to_json(conf.version)
 
     def _add_job(self, kernel: Kernel, request: Request) -> Added:
