@@ -206,6 +206,11 @@ def vtep_mac(node_name: str, family: Family) -> Mac:
     return bytes(((digest[0] & 0xFC) | 0x02,)) + digest[1:6]
 
 
+def link_local(mac: Mac) -> Address:
+    """Return the IPv6 link-local address made of a MAC address. RFC 4291, appendix A."""
+    return bytes.fromhex("fe80") + bytes(6) + bytes((mac[0] ^ 0x02,)) + mac[1:3] + b"\xff\xfe" + mac[3:]
+
+
 def of_family(addresses: Iterable[Address], family: Family) -> Address | None:
     """Return the first address of a family."""
     return next((address for address in addresses if len(address) == family), None)

@@ -2,8 +2,8 @@
 
 Everything follows from Node objects alone: MAC and address inside the overlay are computed from a node's
 name and podCIDRs, so no node has to publish anything. Per remote podCIDR there is either a direct route, or
-a route by way of the tunnel address with a permanent neighbour (tunnel address → MAC) and a forwarding entry
-(MAC → node).
+a route by way of the tunnel address (in IPv6, of the link-local address) with a permanent neighbour (that
+address → MAC) and a forwarding entry (MAC → node).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from daemon.compile.local import (
     IPV6,
     Problem,
     contains,
+    link_local,
     of_family,
     tunnel_family,
     underlay_addresses,
@@ -112,8 +113,11 @@ def remote(local: LocalNetwork, node: Node) -> Remote:
         vtep, mac = tunnel
         start = cidr.address
         source = local.tunnel_addresses.get(len(start))
-        objects.append(Neighbour(vtep.link, start, mac))
-        objects.append(Route(start, cidr.length, vtep.link, start, source, onlink=True))
+        # Linux refuses an IPv6 gateway, onlink or not, that another route (one to be replaced, or one of the
+        # network's that covers the pods) sends elsewhere. A link-local gateway it does not look up.
+        gateway = start if len(start) == IPV4 else link_local(mac)
+        objects.append(Neighbour(vtep.link, gateway, mac))
+        objects.append(Route(start, cidr.length, vtep.link, gateway, source, onlink=True))
     return Remote(Fragment(tuple(objects)), tuple(direct), tuple(problems))
 
 

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from daemon.compile.local import compile_local, vtep_mac
+from daemon.compile.local import compile_local, link_local, vtep_mac
 from daemon.compile.overlay import local_fragment, remote
 from daemon.config import Config
 from datapath.describe import describe
-from datapath.text import mac, parse_address
+from datapath.text import address, mac, parse_address
 from tests.unit.daemon.compile.nodes import link, local, node
 
 B4 = mac(vtep_mac("b", 4))
 B6 = mac(vtep_mac("b", 16))
+LINK_LOCAL_B4 = address(link_local(vtep_mac("b", 4)))
 
 
 def words(fragment: object) -> list[str]:
@@ -24,11 +25,15 @@ def test_a_vxlan_peer_needs_an_entry_and_per_pod_cidr_a_neighbour_and_a_route() 
         f"{B4} dst 192.168.7.2 dev weft.vxlan",
         f"10.244.2.0 lladdr {B4} dev weft.vxlan",
         "10.244.2.0/24 via 10.244.2.0 dev weft.vxlan src 10.244.1.0 onlink",
-        f"fd44:0:0:2:: lladdr {B4} dev weft.vxlan",
-        "fd44:0:0:2::/64 via fd44:0:0:2:: dev weft.vxlan src fd44:0:0:1:: onlink",
+        f"{LINK_LOCAL_B4} lladdr {B4} dev weft.vxlan",
+        f"fd44:0:0:2::/64 via {LINK_LOCAL_B4} dev weft.vxlan src fd44:0:0:1:: onlink",
     ]
     assert made.direct == ()
     assert made.problems == ()
+
+
+def test_a_link_local_address_is_made_of_the_mac_address() -> None:
+    assert address(link_local(bytes.fromhex("021122334455"))) == "fe80::11:22ff:fe33:4455"
 
 
 def test_a_peer_with_ipv6_alone_is_reached_over_ipv6() -> None:
@@ -56,7 +61,7 @@ def test_auto_mixes_by_family_and_by_segment() -> None:
     here = local(Config(overlay="auto"), ips="192.168.7.1", cidrs="10.244.1.0/24 fd44::/64")
     near = remote(here, node("b", "192.168.7.2", "10.244.2.0/24 fd45::/64"))
     assert words(near.fragment)[0] == "10.244.2.0/24 via 192.168.7.2 dev eth0 src 192.168.7.1"
-    assert "fd45::/64 via fd45:: dev weft.vxlan src fd44:: onlink" in words(near.fragment)
+    assert f"fd45::/64 via {LINK_LOCAL_B4} dev weft.vxlan src fd44:: onlink" in words(near.fragment)
     far = remote(here, node("b", "192.168.99.2", "10.244.2.0/24"))
     assert "10.244.2.0/24 via 10.244.2.0 dev weft.vxlan src 10.244.1.0 onlink" in words(far.fragment)
     assert far.direct == ()
