@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 import structlog
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from datapath.snapshot import Recorder
     from datapath.underlay import HostLink
     from datapath.watch import Noticed
-    from datapath.writer import Writer
+    from datapath.writer import Drift, Writer
 
 log = structlog.get_logger()
 
@@ -51,6 +52,9 @@ PROBLEMS = (
     "NodeUnreachable",
 )
 REFUSED = "KernelRefused"
+RIVAL_REPAIRS, RIVAL_SECONDS = 10, 60.0
+"""So many repairs in so short a time are nobody's mistake but another agent's will."""
+FAST_SECONDS, MAX_PAUSE_SECONDS = 0.02, 0.5
 MAX_REFUSALS = 10
 """Refusals of the kernel that become findings; the rest is told as a number."""
 
@@ -95,6 +99,7 @@ class Reconciler:
         self._look_at_links = True
         self._dirty: set[str] = set()
         self._reasons: set[str] = set()
+        self._repaired: deque[float] = deque()
         self._wake = asyncio.Event()
 
     @property
@@ -225,8 +230,9 @@ class Reconciler:
         """Compile what is dirty and apply it; read the kernel if there is a reason."""
         reasons, self._reasons = self._reasons, set()
         if self._look_at_links:
-            self._links = await self._writer.underlay()
+            # Before asking: what happens while the answer comes asks again.
             self._look_at_links = False
+            self._links = await self._writer.underlay()
         dirty, self._dirty = self._dirty, set()
         before = self.local
         changes = self.network.update(self._store.nodes, dirty, self._links)
@@ -251,18 +257,43 @@ class Reconciler:
         drift = await self._writer.resync(reason)
         self._note_sync("resync", drift.seconds, drift.failures)
         if drift.differences:
-            self.repairs += len(drift.differences)
-            log.warning(
-                "repaired what was changed from outside",
-                reason=reason,
-                count=len(drift.differences),
-                first=" ".join(drift.differences[0]),
-                seconds=round(drift.seconds, 4),
-            )
-            if self._metrics is not None:
-                for difference in drift.differences:
-                    self._metrics.repairs.labels(difference.kind).inc()
+            self._note_repair(reason, drift)
+        self._watch_for_rivals(drift)
         self._synced.set()
+        # Whoever makes work for us again and again gets a part of the time, not all of it.
+        await asyncio.sleep(min(drift.seconds, MAX_PAUSE_SECONDS) if drift.seconds > FAST_SECONDS else 0)
+
+    def _note_repair(self, reason: str, drift: Drift) -> None:
+        self.repairs += len(drift.differences)
+        log.warning(
+            "repaired what was changed from outside",
+            reason=reason,
+            count=len(drift.differences),
+            first=" ".join(drift.differences[0]),
+            seconds=round(drift.seconds, 4),
+        )
+        if self._metrics is not None:
+            for difference in drift.differences:
+                self._metrics.repairs.labels(difference.kind).inc()
+
+    def _watch_for_rivals(self, drift: Drift) -> None:
+        """Say so when the same is repaired over and over: another agent wants it otherwise."""
+        now = asyncio.get_running_loop().time()
+        if drift.differences:
+            self._repaired.append(now)
+        while self._repaired and self._repaired[0] < now - RIVAL_SECONDS:
+            self._repaired.popleft()
+        if len(self._repaired) >= RIVAL_REPAIRS:
+            if drift.differences:
+                what = " ".join(drift.differences[0])
+                self._findings.report(
+                    "KernelContested",
+                    "warning",
+                    f"something on this node keeps changing what Weft has set ({what}): look for another "
+                    "network agent or a network manager",
+                )
+        elif not self._repaired:
+            self._findings.clear("KernelContested")
 
     def _note_sync(self, kind: str, seconds: float, failures: Mapping[str, str]) -> None:
         if not failures:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from daemon.compile.local import IPV6, compile_local, tunnel_family, underlay_addresses
+from daemon.compile.local import IPV6, Problem, compile_local, tunnel_family, underlay_addresses
 from daemon.compile.masquerade import sets_fragment
 from daemon.compile.overlay import local_fragment, remote
+from datapath import text
 from datapath.nft.tables import TableOptions, node_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from daemon.cluster.model import Node
-    from daemon.compile.local import LocalNetwork, Problem
+    from daemon.cluster.model import Node, Prefix
+    from daemon.compile.local import LocalNetwork
     from daemon.compile.overlay import Remote
     from daemon.config import Config
     from datapath.desired import Address, Fragment, FragmentKey
@@ -50,6 +51,7 @@ class Network:
         self._nodes: dict[str, Node] = {}
         self.links: Sequence[HostLink] = ()
         self._only_ipv6: set[str] = set()
+        self._claims: dict[Prefix, set[str]] = {}
         self._local_problems: tuple[Problem, ...] = ()
 
     def update(
@@ -84,6 +86,9 @@ class Network:
         yield from self._local_problems
         for each in self.remotes.values():
             yield from each.problems
+        for cidr, names in self._claims.items():
+            if len(names) > 1:
+                yield _shared(cidr, sorted(names))
 
     def _count_ipv6_only(self, nodes: Mapping[str, Node], dirty: set[str]) -> None:
         """Keep the set of peers that can be reached by VXLAN over IPv6 only."""
@@ -105,12 +110,25 @@ class Network:
         reach_changed = False
         for name in dirty:
             old, new = self._nodes.get(name), nodes.get(name)
+            self._claim(name, old, new)
             if new is None:
                 self._nodes.pop(name, None)
             else:
                 self._nodes[name] = new
             reach_changed |= old is None or new is None or _reach(old) != _reach(new)
         return reach_changed
+
+    def _claim(self, name: str, old: Node | None, new: Node | None) -> None:
+        """Keep who claims which podCIDR; ours is no matter here, see `overlay.remote`."""
+        if name == self._node_name:
+            return
+        for cidr in set(old.pod_cidrs) if old is not None else ():
+            names = self._claims[cidr]
+            names.discard(name)
+            if not names:
+                del self._claims[cidr]
+        for cidr in new.pod_cidrs if new is not None else ():
+            self._claims.setdefault(cidr, set()).add(name)
 
     def _compile_local(self, nodes: Mapping[str, Node]) -> None:
         local, self._local_problems = compile_local(
@@ -152,6 +170,16 @@ class Network:
 
     def _direct(self) -> set[Address]:
         return {address for each in self.remotes.values() for address in each.direct}
+
+
+def _shared(cidr: Prefix, names: Sequence[str]) -> Problem:
+    return Problem(
+        "PodCidrConflict",
+        "error",
+        f"Nodes {', '.join(names)} have the same podCIDR {text.prefix(*cidr)}: its packets go to {names[0]}; "
+        "delete the others and let them register again",
+        text.prefix(*cidr),
+    )
 
 
 def _reach(node: Node) -> tuple[object, ...]:

@@ -153,7 +153,7 @@ async def test_stale_objects_of_an_earlier_life_are_pruned(pair: Callable[..., A
 
     async def clean() -> bool:
         found = listing(made) + made.a.space.run("ip", "addr") + made.a.space.run("nft", "list", "ruleset")
-        marks = ("10.99.", "fd99", "weft.vxlan6", ":99", "foreign0", "extra")
+        marks = ("10.99.", "fd99", "weft.vxlan6", "00:00:99", "foreign0", "extra")
         return not any(mark in found for mark in marks)
 
     await until(clean, within=2)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from datapath.text import parse_address
 from tests.functional.overlay.segment import node, ping, until
 
 if TYPE_CHECKING:
@@ -75,3 +76,13 @@ async def test_a_node_beyond_the_segment_is_reached_by_vxlan_in_auto_mode(pair: 
     assert "10.244.2.0/24 via 10.244.2.0 dev weft.vxlan" in made.a.space.run("ip", "route")
     assert await made.a.differences() == []
     assert await made.b.differences() == []
+
+
+@pytest.mark.parametrize("overlay", ["vxlan", "auto"])
+async def test_pods_reach_nodes_although_their_own_address_would_not_pass(
+    pair: Callable[..., Any], overlay: str
+) -> None:
+    made = await pair(overlay)
+    await until(made.connected, within=3)
+    for address in ("192.168.7.1", "192.168.7.2", "fd07::1", "fd07::2"):
+        assert await ping(made.pods["a"].space, parse_address(address)), address
