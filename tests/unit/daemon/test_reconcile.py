@@ -293,7 +293,7 @@ async def test_without_our_node_nothing_is_applied() -> None:
     world.store.nodes.replace({"b": B})
     async with world.running():
         assert world.writer.applied == []
-        assert not world.reconciler.synced
+        assert world.writer.resyncs == []
         assert [row.name for row in world.findings.rows()] == ["NodeMissing"]
         world.store.nodes.put("a", A)
         await settle()
