@@ -120,12 +120,13 @@ class Detached:
     seconds: float
 
 
-def attach(host: Socket, request: AttachRequest) -> Attached:
+def attach(host: Socket, request: AttachRequest, *, home: int | None = None) -> Attached:
     """Wire a pod; on failure everything is undone.
 
     Args:
         host: a socket in the namespace of the calling thread.
         request: what the pod gets.
+        home: descriptor of that namespace, for callers that keep it open.
 
     Raises:
         NamespaceGoneError, NotANamespaceError: the pod's namespace can't be opened.
@@ -138,7 +139,7 @@ def attach(host: Socket, request: AttachRequest) -> Attached:
         try:
             index, pod_index = _create(host, request, namespace)
             created = time.perf_counter()
-            _wire_pod(request, namespace, pod_index)
+            _wire_pod(request, namespace, home, pod_index)
             wired = time.perf_counter()
             host.batch(_host_messages(request, index), f"link {request.host_link} can't be set up")
         except InterfaceExistsError:
@@ -238,10 +239,10 @@ def _destroy(host: Socket, link: int | str) -> None:
         raise errors[0]
 
 
-def _wire_pod(request: AttachRequest, namespace: int, index: int) -> None:
+def _wire_pod(request: AttachRequest, namespace: int, home: int | None, index: int) -> None:
     """Set up the pod's end. IPv6 is switched on if an IPv6 address asks for it."""
     settings = f"net/ipv6/conf/{request.ifname}"
-    with entered(namespace):
+    with entered(namespace, home):
         # Before the link goes up: an inherited accept_ra=2 takes a default route from whoever offers one.
         _write_setting(f"{settings}/accept_ra", "0")
         _write_setting(f"{settings}/ndisc_notify", "1")
@@ -254,7 +255,7 @@ def _wire_pod(request: AttachRequest, namespace: int, index: int) -> None:
         except NetlinkError as error:
             if error.code != errno.EACCES or not any(len(address) == 16 for address in request.addresses):
                 raise
-            with entered(namespace):
+            with entered(namespace, home):
                 _write_setting("net/ipv6/conf/all/disable_ipv6", "0")
                 _write_setting(f"{settings}/disable_ipv6", "0")
             pod.batch(messages, action)

@@ -53,7 +53,7 @@ def inspect(host: Socket, attachment: Attachment) -> tuple[str, ...]:
     except NamespaceError as error:
         return (*faults, str(error))
     try:
-        with Socket(namespace=namespace, bulk=False) as pod:
+        with Socket(namespace=namespace) as pod:
             faults += _pod_faults(host, pod, attachment, here)
     finally:
         os.close(namespace)

@@ -70,10 +70,12 @@ class Kernel:
     Args:
         sync: the sync state.
         doomed: called when there are links for the reaper.
+        home: descriptor of the node's namespace, in which the thread is.
     """
 
-    def __init__(self, sync: Sync, doomed: Callable[[], None]) -> None:
+    def __init__(self, sync: Sync, doomed: Callable[[], None], home: int | None = None) -> None:
         self._sync = sync
+        self._home = home
         self._doomed = doomed
 
     def attach(self, request: AttachRequest) -> Attached:
@@ -92,7 +94,7 @@ class Kernel:
         touched = sync.record(name, attachment_fragment(wired, request.sources))
         try:
             sync.ruleset.apply_now(touched)
-            attached = wiring.attach(sync.route, request)
+            attached = wiring.attach(sync.route, request, home=self._home)
         except BaseException:
             # Elements that can't be taken back now are found by the next reading.
             with suppress(DatapathError):

@@ -54,14 +54,25 @@ def identity(descriptor: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def current_namespace() -> int:
+    """Return a descriptor of the calling thread's network namespace; the caller closes it."""
+    return os.open(THREAD_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+
+
 @contextmanager
-def entered(descriptor: int) -> Iterator[None]:
+def entered(descriptor: int, home: int | None = None) -> Iterator[None]:
     """Run the body with the calling thread in another network namespace, then return to where it was.
 
     Sockets and files of /proc/sys/net opened inside belong to that namespace; the other threads don't move.
     Nothing in the body may await or yield.
+
+    Args:
+        descriptor: of the namespace to enter.
+        home: of the one that the thread is in, for callers that keep it open.
     """
-    home = os.open(THREAD_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+    opened = home is None
+    if home is None:
+        home = current_namespace()
     try:
         _set(descriptor)
         try:
@@ -73,7 +84,8 @@ def entered(descriptor: int) -> Iterator[None]:
                 # This thread would go on to write the node's routes into a pod. No handler can repair that.
                 os.abort()
     finally:
-        os.close(home)
+        if opened:
+            os.close(home)
 
 
 def _set(descriptor: int) -> None:

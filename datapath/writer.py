@@ -8,6 +8,7 @@ kernel refuses is reported, and tried again after a new reading, ever more rarel
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 from datapath.errors import DatapathError
 from datapath.kernel import Kernel, readdressed
 from datapath.netlink.transport import Socket
-from datapath.netns import entered
+from datapath.netns import current_namespace, entered
 from datapath.nft.connection import Nft
 from datapath.reaper import Reaper
 from datapath.sync import Sync
@@ -245,7 +246,9 @@ class Writer:
                 stack.callback(reaper.stop)
                 sync = Sync(stack.enter_context(Socket()), stack.enter_context(Nft()))
                 self.port = sync.route.port
-                self._serve(sync, Kernel(sync, reaper.wake))
+                home = current_namespace()
+                stack.callback(os.close, home)
+                self._serve(sync, Kernel(sync, reaper.wake, home))
         except BaseException as error:  # noqa: BLE001 - it reaches the task that runs the writer
             failure = error
         with self._lock:

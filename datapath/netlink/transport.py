@@ -74,6 +74,7 @@ BATCH_BYTES = 256 << 10
 """A batch is split into sends of at most this many bytes: a thread never sits in the kernel for long."""
 ANSWER_SECONDS = 30.0
 """How long one receive waits. The answer is normally there when send returns; RTNL held delays both."""
+_ANSWER_TIME = _TIMEVAL.pack(int(ANSWER_SECONDS), int(ANSWER_SECONDS % 1 * 1_000_000))
 _DUMP_ATTEMPTS = 5
 _BUFFER_BYTES = 64 << 10
 """Dumps come in parts of at most 32 KiB, or of the buffer's size; other answers are far smaller."""
@@ -112,7 +113,8 @@ class Socket:
         protocol: NETLINK_ROUTE or NETLINK_NETFILTER.
         namespace: descriptor of the network namespace to create the socket in; None is the calling thread's.
         groups: multicast groups to join (RTNLGRP_*, NFNLGRP_*), read with `receive`.
-        bulk: whether it needs large buffers; a socket that lives for one pod's dozen messages does not.
+        bulk: whether it needs large buffers and makes dumps; a socket that lives for one pod's dozen messages
+            does not.
     """
 
     def __init__(
@@ -338,16 +340,16 @@ def _open(protocol: int, groups: tuple[int, ...], *, bulk: bool) -> socket.socke
     except OSError as error:
         raise DatapathError(f"a netlink socket can't be opened: {error.strerror}") from error
     try:
-        if bulk:
-            _enlarge(opened)
-        seconds, fraction = divmod(ANSWER_SECONDS, 1)
-        timeout = _TIMEVAL.pack(int(seconds), int(fraction * 1_000_000))
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         opened.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         opened.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-        if protocol == NETLINK_ROUTE:
-            opened.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
-        opened.bind((0, 0))
+        # A small socket does without what only dumps need; the kernel binds it when it sends.
+        if bulk:
+            _enlarge(opened)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ANSWER_TIME)
+            if protocol == NETLINK_ROUTE:
+                opened.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+        if bulk or groups:
+            opened.bind((0, 0))
         for group in groups:
             opened.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
     except OSError as error:
