@@ -49,12 +49,7 @@ RAW_TASKS: dict[str, str] = {
 
 TESTED_ELSEWHERE = {
     "daemon/__main__.py": "started as a process by tests/functional and by the lab",
-    "datapath/execute.py": "through the writer, by tests/functional/overlay",
-    "datapath/observe.py": "through the writer, by tests/functional/overlay",
-    "datapath/offload.py": "through the writer, by tests/functional/overlay",
     "datapath/ruleset.py": "through the writer, by tests/functional/nft and tests/functional/overlay",
-    "datapath/sync.py": "through the writer, by tests/functional/overlay",
-    "datapath/watch.py": "through the reconciler, by tests/functional/overlay and tests/functional/scenarios",
 }
 """Modules that no test imports, each with what tests it."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from daemon.config import Config
 from datapath.desired import VXLAN_LINK
-from tests.functional.overlay.segment import Segment, node, ping, until
+from tests.functional.overlay.segment import Segment, node, ping, reaches, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ async def test_a_node_joins_and_leaves(pair: Callable[..., Any]) -> None:
                 return await ping(inside, to)
 
             await until(reached, within=2)
-            assert await ping(pod.space, other.addresses[family])
+            assert await reaches(pod.space, other.addresses[family])
     assert "192.168.7.3" in listing(made)
     made.segment.publish(made.node("a", 1), made.node("b", 2))
 
@@ -88,7 +88,7 @@ async def test_a_peer_gets_another_pod_cidr(pair: Callable[..., Any]) -> None:
 
     await until(followed, within=2)
     pod = await made.b.pod(20)
-    assert await ping(made.pods["a"].space, pod.addresses[4])
+    assert await reaches(made.pods["a"].space, pod.addresses[4])
     assert await in_line(made)
 
 
@@ -114,7 +114,7 @@ async def test_a_peer_with_our_own_pod_cidr_changes_nothing_and_is_named(pair: C
         return [row.name for row in made.a.findings.rows()] == ["PodCidrConflict"]
 
     await until(named, within=2)
-    assert await made.connected()
+    await until(made.connected, within=3)
     assert await in_line(made)
 
 
@@ -138,7 +138,7 @@ async def test_a_restart_finds_nothing_to_do_and_touches_nothing(pair: Callable[
     assert [line for line in seen.splitlines() if "weft" in line or "119" in line] == []
     assert made.a.space.run("nft", "-j", "list", "ruleset") == generation
     assert made.a.reconciler.repairs == 0
-    assert await made.connected()
+    await until(made.connected, within=3)
 
 
 async def test_stale_objects_of_an_earlier_life_are_pruned(pair: Callable[..., Any]) -> None:
@@ -170,7 +170,7 @@ async def test_nothing_is_deleted_before_the_attachments_are_known(pair: Callabl
     found = listing(made)
     assert "weft0000000000a" in found
     assert "10.99.0.0/24" in found
-    assert await made.connected()
+    await until(made.connected, within=3)
 
 
 async def test_a_port_that_another_link_holds_is_a_clear_error(pair: Callable[..., Any]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from datapath.text import parse_address
-from tests.functional.overlay.segment import node, ping, until
+from tests.functional.overlay.segment import node, ping, reaches, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,7 @@ async def test_pods_and_nodes_reach_pods(
     await until(made.connected, within=3)
     for pod in made.pods.values():
         for address in pod.addresses.values():
-            assert await ping(made.a.space, address), "a node reaches its own and remote pods"
+            assert await reaches(made.a.space, address), "a node reaches its own and remote pods"
     assert await made.a.differences() == []
     assert made.a.findings.rows() == ()
     assert made.a.space.run("nft", "list", "ruleset")
@@ -48,9 +48,10 @@ async def test_packets_of_the_full_mtu_pass_unfragmented(
 ) -> None:
     made = await pair(overlay, underlay, "46")
     assert made.a.reconciler.local.mtu == mtu
+    await until(made.connected, within=3)
     for address in made.pods["b"].addresses.values():
         headers = 28 if len(address) == 4 else 48
-        assert await ping(made.pods["a"].space, address, size=mtu - headers)
+        assert await reaches(made.pods["a"].space, address, size=mtu - headers)
         assert not await ping(made.pods["a"].space, address, size=mtu - headers + 1)
 
 
@@ -85,4 +86,4 @@ async def test_pods_reach_nodes_although_their_own_address_would_not_pass(
     made = await pair(overlay)
     await until(made.connected, within=3)
     for address in ("192.168.7.1", "192.168.7.2", "fd07::1", "fd07::2"):
-        assert await ping(made.pods["a"].space, parse_address(address)), address
+        assert await reaches(made.pods["a"].space, parse_address(address)), address
