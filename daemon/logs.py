@@ -39,7 +39,7 @@ def configure(
     ]
     final: list[Processor]
     if form == "json":
-        final = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        final = [structlog.processors.format_exc_info, _order, structlog.processors.JSONRenderer()]
     else:
         renderer = structlog.dev.ConsoleRenderer(
             colors=output.isatty(), exception_formatter=structlog.dev.plain_traceback, pad_event_to=0
@@ -63,6 +63,12 @@ def configure(
     # Libraries are chatty below warnings and their lines are of use to developers only.
     root.setLevel(logging.DEBUG if level == "debug" else max(_LEVELS[level], logging.WARNING))
     logging.getLogger("asyncio").setLevel(max(_LEVELS[level], logging.INFO))
+
+
+def _order(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Put first what people look for first."""
+    first = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
+    return {**first, **event}
 
 
 def _name_logger(

@@ -24,12 +24,15 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import structlog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
     from types import ModuleType
 
     from daemon.cluster.endpoint import Endpoint
+
+log = structlog.get_logger()
 
 STRATEGIC_MERGE = "application/strategic-merge-patch+json"
 
@@ -356,6 +359,8 @@ class Connection:
             raise UnreachableError(
                 "credentials", f"the certificates of {', '.join(files)} can't be used: {error}"
             ) from error
+        if endpoint != self.endpoint:
+            log.info("API server chosen", url=endpoint.url, source=endpoint.source)
         self.endpoint = endpoint
         return client
 

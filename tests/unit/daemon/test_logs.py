@@ -34,6 +34,7 @@ def test_json_lines_carry_the_context() -> None:
     log.debug("not shown")
     (line,) = output.getvalue().splitlines()
     entry = json.loads(line)
+    assert list(entry)[:3] == ["timestamp", "level", "event"]
     assert entry.pop("timestamp").endswith("Z")
     assert entry == {
         "attachment": "abc/eth0",
