@@ -40,7 +40,7 @@ from daemon.cni.server import CniServer
 from daemon.cni.service import CniService
 from daemon.config import node_name
 from daemon.events import Events
-from daemon.findings import Findings
+from daemon.findings import LEVELS, Findings
 from daemon.health import Health
 from daemon.metrics import Metrics
 from daemon.reconcile import Reconciler
@@ -330,10 +330,8 @@ class Agent:
         self.reconciler.refused(failures)
 
     def _count_finding(self, finding: Finding, _holds: bool) -> None:
-        rows = self.findings.rows()
-        for level in ("ok", "warning", "error"):
-            count = sum(row.name == finding.name and row.level == level for row in rows)
-            self.metrics.findings.labels(finding.name, level).set(count)
+        for level in LEVELS:
+            self.metrics.findings.labels(finding.name, level).set(self.findings.count(finding.name, level))
 
     def _note_start(self) -> None:
         seconds = process_age()

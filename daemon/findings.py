@@ -7,6 +7,7 @@ shows. Owns no checks: those who notice something report it. For use on the even
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
 Level: TypeAlias = Literal["ok", "warning", "error"]
-_ORDER: dict[Level, int] = {"error": 0, "warning": 1, "ok": 2}
+LEVELS: tuple[Level, ...] = ("error", "warning", "ok")
 
 log = structlog.get_logger()
 
@@ -43,6 +44,7 @@ class Findings:
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str], Finding] = {}
+        self._counts: Counter[tuple[str, Level]] = Counter()
         self._listeners: list[Callable[[Finding, bool], None]] = []
 
     def listen(self, listener: Callable[[Finding, bool], None]) -> None:
@@ -54,8 +56,12 @@ class Findings:
     def report(self, name: str, level: Level, message: str, *, key: str = "") -> None:
         """Say that a finding holds; nothing happens when it is known with this level and message."""
         finding = Finding(name, level, message, key)
-        if self._rows.get((name, key)) == finding:
+        known = self._rows.get((name, key))
+        if known == finding:
             return
+        if known is not None:
+            self._counts[name, known.level] -= 1
+        self._counts[name, level] += 1
         self._rows[name, key] = finding
         (log.error if level == "error" else log.warning if level == "warning" else log.info)(
             message, finding=name, **({"key": key} if key else {})
@@ -68,6 +74,7 @@ class Findings:
         finding = self._rows.pop((name, key), None)
         if finding is None:
             return
+        self._counts[name, finding.level] -= 1
         log.info("resolved", was=finding.message, finding=name, **({"key": key} if key else {}))
         for listener in self._listeners:
             listener(finding, False)
@@ -80,6 +87,12 @@ class Findings:
         for finding in wanted.values():
             self.report(finding.name, finding.level, finding.message, key=finding.key)
 
+    def count(self, name: str, level: Level) -> int:
+        """How many findings hold under a name at a level."""
+        return self._counts[name, level]
+
     def rows(self) -> tuple[Finding, ...]:
         """What holds now, errors first, then by name and key."""
-        return tuple(sorted(self._rows.values(), key=lambda row: (_ORDER[row.level], row.name, row.key)))
+        return tuple(
+            sorted(self._rows.values(), key=lambda row: (LEVELS.index(row.level), row.name, row.key))
+        )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
+import structlog
+
 from daemon.findings import Finding, Findings
 
 
@@ -59,3 +63,29 @@ def test_replacing_clears_what_no_longer_holds_under_these_names_only() -> None:
     )
     assert sorted(changes) == [("A", "new", True), ("A", "old", False), ("B", "", False)]
     assert [(row.name, row.key) for row in findings.rows()] == [("A", "new"), ("A", "kept"), ("Other", "")]
+
+
+def test_counts_follow_every_change() -> None:
+    findings = Findings()
+    findings.report("A", "warning", "text", key="1")
+    findings.report("A", "warning", "text", key="2")
+    findings.report("A", "warning", "other text", key="2")
+    assert (findings.count("A", "warning"), findings.count("A", "error")) == (2, 0)
+    findings.report("A", "error", "text", key="2")
+    assert (findings.count("A", "warning"), findings.count("A", "error")) == (1, 1)
+    findings.clear("A", key="1")
+    findings.clear("A", key="1")
+    assert (findings.count("A", "warning"), findings.count("B", "ok")) == (0, 0)
+
+
+def test_thousands_of_findings_cost_no_more_than_their_number() -> None:
+    findings = Findings()
+    counted: list[int] = []
+    findings.listen(lambda finding, _: counted.append(findings.count(finding.name, "error")))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    start = time.perf_counter()
+    findings.replace({"A"}, [Finding("A", "error", "text", str(number)) for number in range(5000)])
+    findings.replace({"A"}, [])
+    structlog.reset_defaults()
+    assert counted == [*range(1, 5001), *range(4999, -1, -1)]
+    assert time.perf_counter() - start < 2
