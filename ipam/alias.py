@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from ipaddress import ip_address
+from socket import AF_INET, AF_INET6, inet_ntop
 from typing import TYPE_CHECKING
 
 from ipam.errors import AliasError
@@ -32,6 +33,8 @@ _FORM = re.compile(
     r"(?:(?P<namespace>[a-zA-Z0-9.\-]+)/(?P<name>[a-zA-Z0-9.\-]+)|-)"
     r"(?: (?P<netns>/[^\x00-\x1f\x7f]*))?"
 )
+_FAMILIES = {4: AF_INET, 16: AF_INET6}
+_POD = re.compile(r"[a-zA-Z0-9.\-]+/[a-zA-Z0-9.\-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +55,20 @@ def is_alias(text: str) -> bool:
 
 
 def write(record: Record) -> str:
-    """Return the alias for a record's host link.
+    """Return the alias for a record's host link; the names in its key are valid.
 
     Raises:
         AliasError: it is longer than the kernel takes: the network's name or the container id is to blame.
     """
     key = record.key
-    addresses = ",".join(str(ip_address(address)) for address in record.addresses)
+    addresses = ",".join(inet_ntop(_FAMILIES[len(address)], address) for address in record.addresses)
     start = f"weft1 {key.network} {key.container_id} {key.ifname} {record.mac.hex()} {addresses}"
     pod = f"{record.pod_namespace}/{record.pod_name}"
-    for text in (
-        f"{start} {pod} {record.netns}",
-        f"{start} - {record.netns}",
-        f"{start} {pod}",
-        f"{start} -",
-    ):
-        if len(text.encode()) <= LIMIT and _FORM.fullmatch(text):
+    if not _POD.fullmatch(pod):
+        pod = "-"
+    netns = f" {record.netns}" if record.netns.startswith("/") and record.netns.isprintable() else ""
+    for text in (f"{start} {pod}{netns}", f"{start} -{netns}", f"{start} {pod}", f"{start} -"):
+        if len(text) <= LIMIT and len(text.encode()) <= LIMIT:
             return text
     raise AliasError(
         f"attachment {key} can't be noted in its link's alias, which holds {LIMIT} bytes: use a shorter "

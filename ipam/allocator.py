@@ -8,7 +8,7 @@ any.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ipam.errors import DuplicateError, ExhaustedError
@@ -27,11 +27,27 @@ _SECOND = 1_000_000_000
 
 @dataclass(slots=True)
 class _Queue:
-    """What is known of one pool: who waits in it, and from where on nothing was ever used."""
+    """What is known of one pool: who waits in it, and from where on nothing was ever used.
 
+    Attributes:
+        size: bytes of an address.
+        first: the first address that can be handed out, as a number; so are `end`, after the last, and
+            `cursor`, from where on nothing was ever used.
+        waiting: released addresses, released first comes first; when, is in the store.
+    """
+
+    size: int
+    first: int
+    end: int
     cursor: int
-    waiting: dict[bytes, None] = field(default_factory=dict)
-    """Released addresses, released first comes first; when, is in the store."""
+    waiting: dict[bytes, None]
+
+    def number(self, address: bytes) -> int:
+        """Return an address as a number, 0 when the pool does not hand it out."""
+        if len(address) != self.size:
+            return 0
+        number = int.from_bytes(address, "big")
+        return number if self.first <= number < self.end else 0
 
 
 class Allocator:
@@ -94,11 +110,11 @@ class Allocator:
             created=now / _SECOND,
         )
         self.store.insert(record)
-        for pool, queue in self._queues.items():
-            for address in record.addresses:
-                if pool.hands_out(address):
+        for queue in self._queues.values():
+            for address in addresses:
+                if number := queue.number(address):
                     queue.waiting.pop(address, None)
-                    queue.cursor = max(queue.cursor, pool.offset(address) + 1)
+                    queue.cursor = max(queue.cursor, number + 1)
         return record
 
     def confirm(self, key: AttachmentKey) -> Record:
@@ -127,9 +143,9 @@ class Allocator:
             StoreError: the database can't be written; the addresses are still held.
         """
         record = self.store.remove(key)
-        for pool, queue in self._queues.items():
+        for queue in self._queues.values():
             for address in record.addresses:
-                if pool.hands_out(address):
+                if queue.number(address):
                     queue.waiting[address] = None
         return record
 
@@ -170,7 +186,7 @@ class Allocator:
             queue = self._queue(pool)
             first = next(iter(queue.waiting), None)
             address = choose(
-                pool.address(queue.cursor) if queue.cursor < pool.end else None,
+                queue.cursor.to_bytes(queue.size, "big") if queue.cursor < queue.end else None,
                 None if first is None else Released(first, self.store.released[first]),
                 len(queue.waiting),
                 now=now,
@@ -206,11 +222,20 @@ class Allocator:
         lowest = max(RESERVED_LOW, cursor - QUEUE_LIMIT)
         gaps = [pool.address(offset) for offset in range(lowest, cursor) if offset not in known]
         self.store.rest(gaps)
-        return _Queue(cursor, dict.fromkeys([*waiting, *gaps]))
+        network = int.from_bytes(pool.network, "big")
+        return _Queue(
+            size=len(pool.network),
+            first=network + RESERVED_LOW,
+            end=network + pool.end,
+            cursor=network + cursor,
+            waiting=dict.fromkeys([*waiting, *gaps]),
+        )
 
 
 def _by_family(pools: Sequence[Pool]) -> list[list[Pool]]:
     """Group by family, in the order in which the families first occur."""
+    if len(pools) == 1:
+        return [list(pools)]
     families: dict[int, list[Pool]] = {}
     for pool in pools:
         families.setdefault(pool.bits, []).append(pool)

@@ -60,3 +60,20 @@ class Record:
     pod_uid: str = ""
     state: State = State.PENDING
     created: float = 0.0
+
+    def in_state(self, state: State) -> Record:
+        """Return the record with another state."""
+        # Spelt out, as dataclasses.replace() takes a multiple of the time, and every ADD and DEL does this.
+        return Record(
+            self.key,
+            self.netns,
+            self.host_link,
+            self.mac,
+            self.mtu,
+            self.addresses,
+            self.pod_namespace,
+            self.pod_name,
+            self.pod_uid,
+            state,
+            self.created,
+        )

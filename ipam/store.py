@@ -16,7 +16,6 @@ import sqlite3
 import threading
 import time
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ipam.errors import DuplicateError, StoreError, UnknownAttachmentError, UnreadableStoreError
@@ -124,7 +123,7 @@ class Store:
             UnknownAttachmentError: there is none.
             StoreError: it can't be written.
         """
-        record = replace(self._known(key), state=state)
+        record = self._known(key).in_state(state)
         self._write([(_STATE, (int(state), *key))])
         self.records[key] = record
         return record
