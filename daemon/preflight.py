@@ -39,7 +39,7 @@ MACHINE_NAMES = frozenset({LEFTOVER, FORWARD_DROP, FIREWALLD})
 KERNEL_NAMES = frozenset({FEATURE})
 
 _MOST = 10
-"""More overlaps than this are one mistake in the address plan, told often enough."""
+"""More faults of one kind than this are one mistake in the address plan, told often enough."""
 
 Purpose: TypeAlias = Literal["pods", "Services", "node address", "network of this node"]
 
@@ -158,10 +158,15 @@ def _overlaps(uses: Iterable[Use]) -> Iterator[Finding]:
             if not _may_overlap(outer, use):
                 found.setdefault(f"{outer.words} and {use.words}", _harm(outer, use))
         enclosing.append(use)
-    for pair, harm in list(found.items())[:_MOST]:
-        yield Finding(OVERLAP, "error", f"{pair} overlap: {harm}", pair)
-    if len(found) > _MOST:
-        yield Finding(OVERLAP, "error", f"{len(found) - _MOST} more overlaps of addresses like these", "more")
+    yield from _some(OVERLAP, {pair: f"{pair} overlap: {harm}" for pair, harm in found.items()})
+
+
+def _some(name: str, messages: Mapping[str, str]) -> Iterator[Finding]:
+    """The first faults of a kind, and how many there are besides."""
+    for key, message in list(messages.items())[:_MOST]:
+        yield Finding(name, "error", message, key)
+    if len(messages) > _MOST:
+        yield Finding(name, "error", f"{len(messages) - _MOST} more of the same kind", "more")
 
 
 def _may_overlap(outer: Use, inner: Use) -> bool:
@@ -187,17 +192,16 @@ def _harm(outer: Use, inner: Use) -> str:
 
 def _duplicates(nodes: Mapping[str, Node]) -> Iterator[Finding]:
     owners: dict[bytes, str] = {}
+    found: dict[str, str] = {}
     for name, node in nodes.items():
         for address in dict.fromkeys(node.underlay or node.internal_ips):
             other = owners.setdefault(address, name)
             if other != name:
-                yield Finding(
-                    DUPLICATE,
-                    "error",
+                found[f"{other} {name}"] = (
                     f"Nodes {other} and {name} have the same address {text.address(address)}: pods on one of "
-                    "them can't be reached. Delete the Node that is gone, or correct kubelet's --node-ip",
-                    f"{other} {name}",
+                    "them can't be reached. Delete the Node that is gone, or correct kubelet's --node-ip"
                 )
+    return _some(DUPLICATE, found)
 
 
 def _own_slices(own: Node, config: Config) -> Iterator[Finding]:

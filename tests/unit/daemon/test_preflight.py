@@ -103,6 +103,13 @@ def test_many_overlaps_are_summed_up() -> None:
     assert "29 more" in found[-1].message
 
 
+def test_many_nodes_with_one_address_are_summed_up() -> None:
+    nodes = [node(f"n{number}", f"10.96.{number}.0/24", "192.168.0.1") for number in range(1, 40)]
+    found = check(*nodes)
+    assert len(found) == 11
+    assert "28 more" in found[-1].message
+
+
 def test_two_nodes_with_one_address() -> None:
     found = check(A, node("b", "10.244.1.0/24", "192.168.0.1"))
     (row,) = found
