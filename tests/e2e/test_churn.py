@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.e2e.cluster.kernel import Holdings
     from tests.e2e.cluster.node import Node
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(400)]
 
 COUNT = 100
 STORM = 40

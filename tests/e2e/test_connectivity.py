@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.e2e.cluster.cluster import Cluster, Pod
     from tests.e2e.cluster.node import Node
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
 
 FAMILIES = ["v4", "v6"]
 NODE_PORT = 8090

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import time
 from dataclasses import dataclass
@@ -135,7 +134,3 @@ def make_network_namespace(name: str) -> str:
     """Adds a network namespace with iproute2 and returns its path."""
     subprocess.run(["ip", "netns", "add", name], check=True)
     return f"/run/netns/{name}"
-
-
-def is_root() -> bool:
-    return os.geteuid() == 0

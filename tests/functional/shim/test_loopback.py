@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.functional.shim.program import is_root, make_network_namespace
+from tests.functional.shim.program import make_network_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.functional.shim.program import Finished, Shim
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(not is_root(), reason="needs root to make a network namespace"),
-]
+pytestmark = pytest.mark.root
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.functional.shim import http2
-from tests.functional.shim.program import ENVIRONMENT, ROOT, build, is_root, make_network_namespace
+from tests.functional.shim.program import ENVIRONMENT, ROOT, build, make_network_namespace
 from weft_rpc import cni_pb2
 
 if TYPE_CHECKING:
@@ -104,7 +104,6 @@ def test_a_directory_that_cannot_be_made_does_not_hold_up_the_pod(shim: Shim, bl
 
 
 @pytest.mark.root
-@pytest.mark.skipif(not is_root(), reason="needs root to mount a file system")
 @pytest.mark.parametrize("mount", ["size=4k", "ro"], ids=["full", "read-only"])
 def test_a_directory_that_cannot_be_written_does_not_hold_up_the_pod(shim: Shim, mount: str) -> None:
     """The file system is full or read-only: the pod's deletion goes on, no half tombstone stays."""
@@ -124,7 +123,6 @@ def test_a_directory_that_cannot_be_written_does_not_hold_up_the_pod(shim: Shim,
 
 
 @pytest.mark.root
-@pytest.mark.skipif(not is_root(), reason="needs root to make a network namespace")
 def test_a_sandbox_that_was_never_wired_leaves_no_tombstone(shim: Shim) -> None:
     name = f"weft-t-shim-{os.getpid()}"
     path = make_network_namespace(name)
@@ -225,7 +223,6 @@ def test_nothing_is_lost_between_shims_and_a_starting_daemon(shim: Shim) -> None
 
 
 @pytest.mark.root
-@pytest.mark.skipif(not is_root(), reason="needs root to mount a /run of its own")
 def test_the_paths_of_a_release_are_those_of_the_contract(tmp_path: Path) -> None:
     binary = build(tmp_path / "release", state="/run/weft") / "weft"
     script = (
