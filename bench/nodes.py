@@ -20,6 +20,7 @@ from daemon.cluster.model import Node, Prefix
 from daemon.compile.local import vtep_mac
 from daemon.compile.network import Network
 from daemon.config import Config
+from daemon.reconcile import SLICE
 from datapath.netlink.links import decode_link, get_link
 from datapath.netlink.transport import Message, Socket
 from datapath.netns import entered, open_namespace
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bench.tables import Table
+    from datapath.desired import Fragment, FragmentKey
 
 COUNT = 5000
 ROUNDS = 7
@@ -98,7 +100,14 @@ async def _ours(namespace: int, cluster: dict[str, Node]) -> dict[str, float]:
         await writer.resync("start")
 
         began = time.perf_counter()
-        applied = await writer.apply(network.update(cluster, cluster.keys() - alone.keys(), links))
+        network.take(cluster, cluster.keys() - alone.keys(), links)
+        changes: dict[FragmentKey, Fragment | None] = {}
+        while network.pending:
+            changes = network.compile(SLICE)
+            if network.pending:
+                writer.offer(changes)
+            await asyncio.sleep(0)
+        applied = await writer.apply(changes)
         join = time.perf_counter() - began
         assert not applied.failures, applied.failures
         change = min([await _change(writer, network, cluster, number) for number in range(CHANGES)])

@@ -55,6 +55,8 @@ REFUSED = "KernelRefused"
 RIVAL_REPAIRS, RIVAL_SECONDS = 10, 60.0
 """So many repairs in so short a time are nobody's mistake but another agent's will."""
 FAST_SECONDS, MAX_PAUSE_SECONDS = 0.02, 0.5
+SLICE = 500
+"""Nodes that are compiled in one go: some 5 ms, in which the loop serves nobody else."""
 MAX_REFUSALS = 10
 """Refusals of the kernel that become findings; the rest is told as a number."""
 
@@ -235,22 +237,32 @@ class Reconciler:
             self._links = await self._writer.underlay()
         dirty, self._dirty = self._dirty, set()
         before = self.local
-        changes = self.network.update(self._store.nodes, dirty, self._links)
+        self.network.take(self._store.nodes, dirty, self._links)
+        if self.network.pending:
+            await self._compile(before)
         self._report_problems()
-        local = self.local
-        if local is None:
+        if self.local is None:
             return
-        if changes:
-            self._note_mtu(before, local)
-            await self._apply(changes, local)
         if reasons or not self.synced:
             await self._resync(", ".join(sorted(reasons)) or "start")
         self._findings.clear("KernelUnreadable")
 
-    async def _apply(self, changes: Mapping[FragmentKey, Fragment | None], local: LocalNetwork) -> None:
+    async def _compile(self, before: LocalNetwork | None) -> None:
+        """Compile what is pending and have it written; the writer begins with the first slice."""
+        local = self.local
+        assert local is not None
+        self._note_mtu(before, local)
+        changes: dict[FragmentKey, Fragment | None] = {}
+        while self.network.pending:
+            part = self.network.compile(SLICE)
+            # The first time all goes together: the rules that guard the overlay stand before its links.
+            if self.synced and self.network.pending:
+                self._writer.offer(part)
+            changes |= part
+            await asyncio.sleep(0)
         applied = await self._writer.apply(changes, complete=True, sources=local.sources)
         self._note_sync("change", applied.seconds, applied.failures)
-        if self._recorder is not None:
+        if self._recorder is not None and changes:
             self._recorder.record(changes, local.sources)
 
     async def _resync(self, reason: str) -> None:

@@ -153,6 +153,10 @@ class Writer:
 
         self._put(put)
 
+    def offer(self, changes: Mapping[FragmentKey, Fragment | None]) -> None:
+        """Take changes without waiting; an `apply` has to follow. Raises StoppedError."""
+        self._put(lambda: self._changes.update(changes))
+
     async def apply(
         self,
         changes: Mapping[FragmentKey, Fragment | None],

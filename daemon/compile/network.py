@@ -1,7 +1,8 @@
 """The compiled state of the whole network: what each fragment is by now, and which of them a change concerns.
 
 No I/O and no time: given all nodes, the names of those that changed and the machine's links, it returns the
-fragments that are different from before. Compiling everything anew gives the same result.
+fragments that are different from before, in slices if asked, so that thousands of nodes hold nobody up.
+Compiling everything anew gives the same result.
 """
 
 from __future__ import annotations
@@ -53,11 +54,26 @@ class Network:
         self._only_ipv6: set[str] = set()
         self._claims: dict[Prefix, set[str]] = {}
         self._local_problems: tuple[Problem, ...] = ()
+        self._todo: set[str] = set()
+        self._local_stale = self._sets_stale = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something left to compile."""
+        return self.local is not None and bool(self._todo or self._local_stale or self._sets_stale)
 
     def update(
         self, nodes: Mapping[str, Node], changed: Iterable[str], links: Sequence[HostLink]
     ) -> dict[FragmentKey, Fragment | None]:
-        """Take in changes and return the fragments that are different now; None for one that is to go.
+        """Do `take` and all of `compile` at once."""
+        self.take(nodes, changed, links)
+        changes: dict[FragmentKey, Fragment | None] = {}
+        while self.pending:
+            changes |= self.compile()
+        return changes
+
+    def take(self, nodes: Mapping[str, Node], changed: Iterable[str], links: Sequence[HostLink]) -> None:
+        """Take in changes.
 
         Args:
             nodes: all nodes.
@@ -65,20 +81,31 @@ class Network:
             links: the links of this machine that are not ours.
         """
         dirty = {name for name in changed if self._nodes.get(name) != nodes.get(name)}
-        before = self.local
-        self._count_ipv6_only(nodes, dirty)
+        self._sets_stale |= self._take_nodes(nodes, dirty)
+        self._count_ipv6_only(dirty)
         self.links = links
-        reach_changed = self._take(nodes, dirty)
-        self._compile_local(nodes)
-        if self.local is None:
-            return {}
-        changes: dict[FragmentKey, Fragment | None] = {}
+        before = self.local
+        self._compile_local()
+        self._todo |= dirty
         if self.local != before:
+            self._local_stale = self._sets_stale = True
+            self._todo |= self._nodes.keys() | self.remotes.keys()
+
+    def compile(self, limit: int | None = None) -> dict[FragmentKey, Fragment | None]:
+        """Compile up to `limit` nodes; returns fragments that are different, None for one that is to go."""
+        changes: dict[FragmentKey, Fragment | None] = {}
+        if self.local is None:
+            return changes
+        if self._local_stale:
             changes[LOCAL] = local_fragment(self.local, self._tables)
-            dirty = {*nodes, *self.remotes}
-        directs = self._compile_remotes(self.local, nodes, dirty, changes)
-        if reach_changed or directs or self.local != before:
-            changes[SETS] = sets_fragment(self.local, nodes, self._direct(), self._config)
+            self._local_stale = False
+        names = [self._todo.pop() for _ in range(min(limit or len(self._todo), len(self._todo)))]
+        for name in names:
+            if name != self._node_name:
+                self._compile_remote(self.local, name, changes)
+        if self._sets_stale and not self._todo:
+            changes[SETS] = sets_fragment(self.local, self._nodes, self._direct(), self._config)
+            self._sets_stale = False
         return changes
 
     def problems(self) -> Iterator[Problem]:
@@ -90,22 +117,22 @@ class Network:
             if len(names) > 1:
                 yield _shared(cidr, sorted(names))
 
-    def _count_ipv6_only(self, nodes: Mapping[str, Node], dirty: set[str]) -> None:
+    def _count_ipv6_only(self, dirty: set[str]) -> None:
         """Keep the set of peers that can be reached by VXLAN over IPv6 only."""
-        own = nodes.get(self._node_name)
+        own = self._nodes.get(self._node_name)
         families = {len(address) for address in underlay_addresses(own)} if own is not None else set()
         if self._node_name in dirty:
             self._only_ipv6.clear()
-            dirty = set(nodes)
+            dirty = set(self._nodes)
         for name in dirty:
-            other = nodes.get(name)
+            other = self._nodes.get(name)
             if other is not None and tunnel_family(families, underlay_addresses(other)) == IPV6:
                 self._only_ipv6.add(name)
             else:
                 self._only_ipv6.discard(name)
         self._only_ipv6.discard(self._node_name)
 
-    def _take(self, nodes: Mapping[str, Node], dirty: Iterable[str]) -> bool:
+    def _take_nodes(self, nodes: Mapping[str, Node], dirty: Iterable[str]) -> bool:
         """Remember nodes; returns whether one changed in what the sets depend on."""
         reach_changed = False
         for name in dirty:
@@ -130,10 +157,10 @@ class Network:
         for cidr in new.pod_cidrs if new is not None else ():
             self._claims.setdefault(cidr, set()).add(name)
 
-    def _compile_local(self, nodes: Mapping[str, Node]) -> None:
+    def _compile_local(self) -> None:
         local, self._local_problems = compile_local(
             self._node_name,
-            nodes.get(self._node_name),
+            self._nodes.get(self._node_name),
             self.links,
             self._config,
             vxlan6=bool(self._only_ipv6),
@@ -142,31 +169,21 @@ class Network:
         # Without a Node (deleted by mistake, say) the network stays as it was: running pods need it.
         self.local = local or self.local
 
-    def _compile_remotes(
-        self,
-        local: LocalNetwork,
-        nodes: Mapping[str, Node],
-        names: Iterable[str],
-        changes: dict[FragmentKey, Fragment | None],
-    ) -> bool:
-        """Compile nodes into `changes`; returns whether the set of direct addresses changed."""
-        directs = False
-        for name in names:
-            if name == self._node_name:
-                continue
-            old, node = self.remotes.get(name), nodes.get(name)
-            if node is None:
-                if old is not None:
-                    del self.remotes[name]
-                    changes[node_key(name)] = None
-                    directs |= bool(old.direct)
-                continue
-            new = remote(local, node)
-            directs |= new.direct != (old.direct if old is not None else ())
-            self.remotes[name] = new
-            if old is None or new.fragment != old.fragment:
-                changes[node_key(name)] = new.fragment
-        return directs
+    def _compile_remote(
+        self, local: LocalNetwork, name: str, changes: dict[FragmentKey, Fragment | None]
+    ) -> None:
+        """Compile a node into `changes`."""
+        old, node = self.remotes.get(name), self._nodes.get(name)
+        if node is None:
+            if old is not None:
+                del self.remotes[name]
+                changes[node_key(name)] = None
+                self._sets_stale |= bool(old.direct)
+            return
+        new = self.remotes[name] = remote(local, node)
+        self._sets_stale |= new.direct != (old.direct if old is not None else ())
+        if old is None or new.fragment != old.fragment:
+            changes[node_key(name)] = new.fragment
 
     def _direct(self) -> set[Address]:
         return {address for each in self.remotes.values() for address in each.direct}

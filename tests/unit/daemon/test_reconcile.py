@@ -37,6 +37,7 @@ class FakeWriter:
     def __init__(self) -> None:
         self.links = (link(),)
         self.applied: list[Mapping[Any, Any]] = []
+        self.offered: list[Mapping[Any, Any]] = []
         self.completes: list[bool] = []
         self.resyncs: list[str] = []
         self.sources: tuple[bytes, ...] | None = None
@@ -59,6 +60,9 @@ class FakeWriter:
         self.completes.append(complete)
         self.sources = sources
         return Applied(len(changes), {}, 0.001)
+
+    def offer(self, changes: Mapping[Any, Any]) -> None:
+        self.offered.append(dict(changes))
 
     async def resync(self, reason: str) -> Drift:
         self.resyncs.append(reason)
@@ -168,6 +172,25 @@ async def test_changes_during_an_application_are_gathered() -> None:
         await asyncio.sleep(0.2)
         assert len(world.writer.applied) <= 3
         assert sum(len([key for key in each if key[0] == "node"]) for each in world.writer.applied) == 10
+
+
+async def test_thousands_of_nodes_are_handed_over_in_slices_once_the_network_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reconcile, "SLICE", 3)
+    many = {
+        f"n{number}": node(f"n{number}", f"192.168.7.{number}", f"10.244.{number}.0/24")
+        for number in range(2, 9)
+    }
+    world = World()
+    world.store.nodes.replace({"a": A, **dict(list(many.items())[:5])})
+    async with world.running():
+        assert world.writer.offered == []
+        assert len(world.writer.applied) == 1
+        world.store.nodes.replace({"a": A})
+        await settle()
+        assert [len(part) for part in world.writer.offered] == [3]
+        assert world.writer.applied[-1].keys() == {*((("node", name)) for name in list(many)[:5]), ("sets",)}
 
 
 @pytest.mark.parametrize(
