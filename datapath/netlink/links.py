@@ -173,7 +173,7 @@ def decode_pair(payload: bytes) -> tuple[int, int]:
         length, kind, value = _INTEGER.unpack_from(payload, offset)
         if kind == _IFLA_LINK and length == _INTEGER.size:
             return _IFINFOMSG.unpack_from(payload)[2], value
-        offset += max(length + 3 & ~3, 4)
+        offset += length + 3 & ~3 or 4
     raise NetlinkFormatError("the echo of a veth names no peer")
 
 

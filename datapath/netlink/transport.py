@@ -51,6 +51,10 @@ _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
 _NLMSG_OVERRUN = 4
 
+# As plain integers: the socket module's are enumerations, and `|` of those costs more than the receive.
+_MSG_TRUNC = int(socket.MSG_TRUNC)
+_MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
+
 _SOL_NETLINK = 270
 _NETLINK_ADD_MEMBERSHIP = 1
 _NETLINK_CAP_ACK = 10
@@ -213,7 +217,7 @@ class Socket:
         awaited = first + (acknowledge if acknowledge >= 0 else len(messages) - 1)
         answered = False
         while not answered:
-            datagram = self._receive(socket.MSG_DONTWAIT)
+            datagram = self._receive(_MSG_DONTWAIT)
             if datagram is None:
                 break
             if len(datagram) == _BARE_ACK.size:
@@ -263,7 +267,7 @@ class Socket:
         With `wait`, blocks up to ANSWER_SECONDS. Raises NetlinkOverrunError when some were dropped: what they
         told must be read anew.
         """
-        datagram = self._receive(0 if wait else socket.MSG_DONTWAIT)
+        datagram = self._receive(0 if wait else _MSG_DONTWAIT)
         if datagram is None:
             return []
         return [
@@ -314,13 +318,13 @@ class Socket:
 
     def _discard(self) -> None:
         """Drop what an aborted exchange left in the queue: it could hide a dump's end behind ENOBUFS."""
-        while self._receive(socket.MSG_DONTWAIT) is not None:
+        while self._receive(_MSG_DONTWAIT) is not None:
             pass
 
     def _receive(self, flags: int) -> bytes | None:
         """Return one datagram; None when there is none now (MSG_DONTWAIT) or came none in time."""
         try:
-            length = self._socket.recv_into(self._buffer, len(self._buffer), flags | socket.MSG_TRUNC)
+            length = self._socket.recv_into(self._buffer, len(self._buffer), flags | _MSG_TRUNC)
         except BlockingIOError:
             return None
         except OSError as error:
