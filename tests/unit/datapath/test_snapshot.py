@@ -111,14 +111,6 @@ async def test_a_new_process_begins_anew(path: str) -> None:
     assert read(path).fragments == {("local",): LOCAL}
 
 
-def count(path: str) -> int:
-    """Counts the fragments on disk; none while the file is only being made."""
-    try:
-        return len(read(path).fragments)
-    except SnapshotError:
-        return 0
-
-
 async def test_many_are_written_in_pieces(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot, "WRITE_SECONDS", 0.01)
     monkeypatch.setattr(snapshot, "PIECE", 3)
