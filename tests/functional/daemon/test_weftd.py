@@ -210,10 +210,25 @@ async def test_a_killed_daemon_is_followed_by_one_that_starts_at_once(machine: M
     assert not [entry for entry in log if entry["level"] in {"warning", "error"}], log
 
 
+async def test_killed_at_any_moment_of_its_start_it_starts_again(machine: Machine) -> None:
+    for delay in (0.05, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7):
+        daemon = machine.spawn()
+        await asyncio.sleep(delay)
+        daemon.kill()
+        await end(daemon)
+    daemon = machine.spawn()
+    await until(machine.ready, "ready")
+    assert machine.sh("ip route show proto 119").count("10.244.4.0/24") == 1
+    daemon.send_signal(signal.SIGTERM)
+    code, log = await end(daemon, 5)
+    assert code == 0
+    assert not [entry for entry in log if entry["level"] == "error"], log
+
+
 async def test_a_wrong_configuration_is_told_in_full_and_ends_it(machine: Machine) -> None:
     code, log = await end(machine.spawn(vni=0, colour="blue"))
     assert code == 2
-    faults = " ".join(entry["fault"] for entry in log)
+    faults = " ".join(entry.get("fault", "") for entry in log)
     assert "vni: 0 is not allowed; allowed: 1 to 16777215" in faults
     assert "unknown key 'colour'" in faults
     (event,) = machine.storage.list(machine.storage.catalogue.named("events"))
