@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -18,6 +18,7 @@ import structlog
 
 from daemon.cni import invocation as environment
 from daemon.cni import netconf
+from daemon.cni.accounts import Accounts, Trace
 from daemon.cni.attachments import Request
 from daemon.cni.deletions import CorruptTombstoneError
 from daemon.cni.errors import CniError, Code
@@ -85,16 +86,6 @@ class _Ticket:
     began: float = 0.0
 
 
-@dataclass(slots=True)
-class _Trace:
-    """What is known of a request for logs and metrics."""
-
-    start: float
-    attachment: str = ""
-    record: Record | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
 class CniService:
     """Answers `weft.cni.v1.Execute`; `execute` may be called any number of times at once."""
 
@@ -124,7 +115,6 @@ class CniService:
         self._attachments = attachments
         self._deletions = deletions
         self._local = local
-        self._metrics = metrics
         self._degraded = degraded
         self._dns = Dns(
             tuple(config.dns.get("nameservers", ())),
@@ -134,29 +124,32 @@ class CniService:
         )
         self._adds = asyncio.Semaphore(config.max_concurrent_adds)
         self._in_flight: dict[int, float] = {}
+        self._accounts = Accounts(
+            metrics,
+            busy=lambda: bool(self._in_flight),
+            attachments=lambda: len(attachments.ipam.store.records),
+        )
         self._serial = 0
         self._pools_of: tuple[tuple[Prefix, ...], tuple[Pool, ...]] = ((), ())
 
     async def execute(self, request: ExecuteRequest) -> ExecuteResponse:
         """Answer one request; every failure is a CNI error object in the answer."""
-        trace = _Trace(time.perf_counter())
+        trace = Trace(request.command, time.perf_counter())
         self._serial += 1
         serial = self._serial
         self._in_flight[serial] = trace.start
-        failure: CniError | None = None
         try:
             output = await self._dispatch(request, trace)
         except Exception as error:  # noqa: BLE001 - whatever happens, the runtime gets an error object
-            failure = _explain(error)
+            trace.failure = failure = _explain(error)
             output = failure.to_json(netconf.requested_version(request.config))
         finally:
             del self._in_flight[serial]
-        # Figures and log lines wait until the answer is on its way.
-        loop = asyncio.get_running_loop()
-        loop.call_soon(self._account, request.command, trace, time.perf_counter() - trace.start, failure)
-        return ExecuteResponse(output=output, exit_code=0 if failure is None else 1)
+        trace.total = time.perf_counter() - trace.start
+        self._accounts.note(trace)
+        return ExecuteResponse(output=output, exit_code=0 if trace.failure is None else 1)
 
-    async def _dispatch(self, request: ExecuteRequest, trace: _Trace) -> bytes:
+    async def _dispatch(self, request: ExecuteRequest, trace: Trace) -> bytes:
         invocation = environment.read(request)
         if invocation.command == "VERSION":
             return _versions(request.config)
@@ -175,7 +168,7 @@ class CniService:
                 await self._check(key, invocation, conf, trace)
         return b""
 
-    async def _add(self, key: AttachmentKey, invocation: Invocation, conf: NetConf, trace: _Trace) -> bytes:
+    async def _add(self, key: AttachmentKey, invocation: Invocation, conf: NetConf, trace: Trace) -> bytes:
         wish = netconf.wish(conf)
         args = conf.args(invocation.args)
         local = self._local()
@@ -228,7 +221,7 @@ class CniService:
         record = self._attachments.delete(kernel, key)
         log.info("deleted what was recorded while away", attachment=str(key), known=record is not None)
 
-    async def _check(self, key: AttachmentKey, invocation: Invocation, conf: NetConf, trace: _Trace) -> None:
+    async def _check(self, key: AttachmentKey, invocation: Invocation, conf: NetConf, trace: Trace) -> None:
         previous = conf.previous_result()
         if previous is None:
             raise CniError(Code.INVALID_CONFIG, "CHECK needs prevResult", "the result of the ADD")
@@ -274,7 +267,7 @@ class CniService:
         if why:
             raise CniError(Code.NOT_AVAILABLE, why)
 
-    async def _job(self, trace: _Trace, job: Callable[[Kernel], T]) -> T:
+    async def _job(self, trace: Trace, job: Callable[[Kernel], T]) -> T:
         ticket = _Ticket()
         asked = time.perf_counter()
 
@@ -297,31 +290,6 @@ class CniService:
         if self._pools_of[0] != prefixes:
             self._pools_of = prefixes, tuple(Pool(prefix.address, prefix.length) for prefix in prefixes)
         return self._pools_of[1]
-
-    def _account(self, command: str, trace: _Trace, seconds: float, failure: CniError | None) -> None:
-        known = command if command in ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION") else "other"
-        metrics = self._metrics
-        metrics.cni_requests.labels(known, "0" if failure is None else str(int(failure.code))).inc()
-        metrics.cni_seconds.labels(known).observe(seconds)
-        for phase, spent in trace.seconds.items():
-            metrics.cni_phase_seconds.labels(known, phase).observe(spent)
-        if isinstance(failure, CniError) and isinstance(failure.__cause__, ExhaustedError):
-            metrics.ipam_exhausted.labels(failure.__cause__.pool).inc()
-        metrics.attachments.set(len(self._attachments.ipam.store.records))
-        if failure is None and command in ("STATUS", "VERSION", "CHECK"):
-            return
-        context: dict[str, object] = {"command": command, "milliseconds": round(seconds * 1000, 2)}
-        if trace.attachment:
-            context["attachment"] = trace.attachment
-        if trace.record is not None:
-            context["pod"] = f"{trace.record.pod_namespace}/{trace.record.pod_name}"
-            context["addresses"] = [text.address(address) for address in trace.record.addresses]
-        if failure is None:
-            log.info("served", **context)
-        else:
-            log.warning(
-                "refused", code=int(failure.code), error=str(failure), details=failure.details, **context
-            )
 
 
 def result_of(record: Record, dns: Dns) -> Result:

@@ -135,7 +135,7 @@ async def test_an_exhausted_pool_is_named_with_its_figures(node: Node) -> None:
     body = await node.refused("ADD", 2)
     assert body["code"] == 101
     assert "no IP addresses available in range 10.244.1.0/30: 1 of 1" in body["msg"]
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
     assert node.metrics.registry.get_sample_value("weft_ipam_exhausted_total", {"pool": "10.244.1.0/30"}) == 1
 
 
