@@ -133,7 +133,7 @@ class Agent:
         self.paths = paths or Paths()
         # Of a daemon that was killed, copies of keys may have stayed.
         shutil.rmtree(self.paths.credentials, ignore_errors=True)
-        os.makedirs(self.paths.credentials, mode=0o700)
+        os.makedirs(self.paths.credentials, mode=0o700, exist_ok=True)
         self.node_name = node_name(config)
         self.metrics = Metrics()
         self.metrics.build.labels(version).set(1)
@@ -187,7 +187,7 @@ class Agent:
         self.cni_server = CniServer(self.cni.execute, self.paths.cni_socket)
         self.conflist = Conflist(self.findings, self.paths.conflists)
         self._stopping = asyncio.Event()
-        self._eternal: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
     def stop(self) -> None:
         """Have `run` return; may be called any number of times."""
@@ -210,13 +210,13 @@ class Agent:
                 self.health.set(SERVING, "stopping")
                 start.cancel()
                 await self.cni_server.stop(GRACE_SECONDS)
-                for task in self._eternal:
+                for task in self._tasks:
                     task.cancel()
         log.info("stopped; pods keep their network")
 
     async def _start(self, group: asyncio.TaskGroup, stack: contextlib.AsyncExitStack) -> None:
         def forever(name: str, body: Coroutine[Any, Any, None]) -> None:
-            self._eternal.append(group.create_task(_never_ending(name, body), name=name))
+            self._tasks.append(group.create_task(_never_ending(name, body), name=name))
 
         config, findings = self.config, self.findings
         forever("heartbeat", self.health.run())
@@ -232,7 +232,7 @@ class Agent:
         forever("figures", upkeep.sample(self.writer, self.metrics))
         admin_server = await admin.serve(self.paths.admin_socket, admin.AdminService(self._sources()))
         stack.push_async_callback(admin_server.stop, 0)
-        await upkeep.check_kernel(config, findings)
+        self._tasks.append(group.create_task(upkeep.check_kernel(config, findings), name="kernel features"))
         forever("look at the machine", upkeep.check_machine(findings))
 
         await self.store.wait_synced()
