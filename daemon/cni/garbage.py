@@ -134,24 +134,30 @@ class Garbage:
         return recovered
 
     async def run(self) -> None:
-        """Look after everything for ever.
+        """Look after everything for ever; raises what `look` does."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + COLLECT_SECONDS
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            collect = loop.time() >= due
+            await self.look(collect=collect)
+            if collect:
+                due = loop.time() + COLLECT_SECONDS
+
+    async def look(self, *, collect: bool) -> None:
+        """Look after the state directory, pools and deletions once, and `collect` what is dead.
 
         Raises:
             StateDirectoryLostError: it was made anew with the database in it, but only a new process holds
                 the lock in there and serves the sockets.
             StoreError: the database was lost and can't be written anew: the process must not go on.
         """
-        loop = asyncio.get_running_loop()
-        due = loop.time() + COLLECT_SECONDS
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            self._look_at_state()
-            self._look_at_pools()
-            if self._deletions.names():
-                await self._drain()
-            if loop.time() >= due:
-                await self._collect_quietly()
-                due = loop.time() + COLLECT_SECONDS
+        self._look_at_state()
+        self._look_at_pools()
+        if self._deletions.names():
+            await self._drain()
+        if collect:
+            await self._collect_quietly()
 
     def _look_at_state(self) -> None:
         store = self._ipam.store

@@ -77,11 +77,13 @@ async def test_it_is_watched_and_kept_when_the_watch_ends(
 ) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.005)
     watch = asyncio.ensure_future(conflist.run())
-    for _ in range(2):
-        await asyncio.sleep(0.05)
-        assert (directory / NAME).read_bytes() == content()
-        (directory / NAME).write_text("gone")
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            while not (directory / NAME).exists() or (directory / NAME).read_bytes() != content():
+                await asyncio.sleep(0.005)
+            (directory / NAME).write_text("gone")
+        while (directory / NAME).read_bytes() != content():
+            await asyncio.sleep(0.005)
     watch.cancel()
     with pytest.raises(asyncio.CancelledError):
         await watch

@@ -101,64 +101,53 @@ async def test_strange_links_are_told(node: Node) -> None:
     assert reported(node) == {"StrangeLinks"}
 
 
-async def run_for_a_moment(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.005)
-    monkeypatch.setattr(module, "COLLECT_SECONDS", 0.005)
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(node.garbage.run(), 0.1)
-
-
-async def test_deletions_that_come_late_are_done_while_serving(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_deletions_that_come_late_are_done_while_serving(node: Node) -> None:
     await node.add(1)
     bury(node, 1)
-    await run_for_a_moment(node, monkeypatch)
+    await node.garbage.look(collect=True)
     assert node.deletions.names() == []
     assert node.allocator.records() == ()
 
 
-async def test_deletions_that_cannot_be_read_or_done_are_told(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_deletions_that_cannot_be_read_or_done_are_told(node: Node) -> None:
     await node.add(1)
     bury(node, 1)
     directory = Path(node.deletions.directory)
     (directory / "2").write_bytes(node.request("ADD", 2).SerializeToString())
     (directory / "3").write_bytes(node.request("DEL", 2, name="a/b").SerializeToString())
     node.kernel.broken = "busy"
-    await run_for_a_moment(node, monkeypatch)
+    await node.garbage.look(collect=True)
     assert {"DeletionsUnreadable", "DeletionsFailed"} <= reported(node)
     assert node.metrics.registry.get_sample_value("weft_deletions_pending") == 1
     node.kernel.broken = ""
-    await run_for_a_moment(node, monkeypatch)
+    await node.garbage.look(collect=True)
     assert "DeletionsFailed" not in reported(node)
     assert node.metrics.registry.get_sample_value("weft_deletions_pending") == 0
 
 
-async def test_dead_sandboxes_are_collected_by_the_timer(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_dead_sandboxes_are_collected_by_the_timer(node: Node) -> None:
     await node.add(1)
     await node.add(2)
     node.kernel.remove_namespace("/run/netns/1")
-    await run_for_a_moment(node, monkeypatch)
+    await node.garbage.look(collect=True)
     assert [record.key for record in node.allocator.records()] == [node.key(2)]
 
 
-async def test_a_link_that_somebody_removed_is_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_link_that_somebody_removed_is_told(node: Node) -> None:
     await node.add(1)
     node.kernel.table.clear()
-    await run_for_a_moment(node, monkeypatch)
+    await node.garbage.look(collect=True)
     assert reported(node) == {"AttachmentBroken"}
     await node.ask("DEL")
-    await run_for_a_moment(node, monkeypatch)
+    await node.garbage.look(collect=True)
     assert reported(node) == set()
 
 
-async def test_a_database_that_is_removed_comes_back(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_database_that_is_removed_comes_back(node: Node) -> None:
     await node.add(1)
     for suffix in ("", "-wal", "-shm"):
         os.unlink(node.store.path + suffix)
-    await run_for_a_moment(node, monkeypatch)
+    await node.garbage.look(collect=True)
     assert "StateLost" in reported(node)
     assert os.path.isdir(node.deletions.directory)
     node.restart()
@@ -166,31 +155,27 @@ async def test_a_database_that_is_removed_comes_back(node: Node, monkeypatch: py
     assert [record.key for record in node.allocator.records()] == [node.key(1)]
 
 
-async def test_a_state_directory_that_is_removed_ends_the_process_with_nothing_lost(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_state_directory_that_is_removed_ends_the_process_with_nothing_lost(node: Node) -> None:
     await node.add(1)
     shutil.rmtree(node.directory)
     # Its inode number must not be that of the next one by chance.
     keep = Path(f"{node.directory}.other")
     keep.mkdir()
     with pytest.raises(StateDirectoryLostError, match="start anew"):
-        await run_for_a_moment(node, monkeypatch)
+        await node.garbage.look(collect=True)
     node.restart()
     assert not node.store.fresh
     assert [record.key for record in node.allocator.records()] == [node.key(1)]
 
 
-async def test_a_pool_that_runs_out_is_told_before_it_is_empty(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_pool_that_runs_out_is_told_before_it_is_empty(node: Node) -> None:
     node.local = FakeLocal(pod_cidrs=(Prefix(bytes((10, 244, 1, 0)), 28),))
     for number in range(11):
         await node.add(number)
-    await run_for_a_moment(node, monkeypatch)
+    await node.garbage.look(collect=True)
     assert reported(node) == set()
     await node.add(20)
-    await run_for_a_moment(node, monkeypatch)
+    await node.garbage.look(collect=True)
     assert reported(node) == {"PoolNearlyExhausted"}
     sample = node.metrics.registry.get_sample_value
     figures = {
@@ -200,26 +185,49 @@ async def test_a_pool_that_runs_out_is_told_before_it_is_empty(
     assert figures == {"used": 12, "cooling": 0, "free": 1}
     for number in range(3):
         await node.ask("DEL", number)
-    await run_for_a_moment(node, monkeypatch)
+    await node.garbage.look(collect=True)
     assert reported(node) == set()
 
 
-async def test_more_pods_than_addresses_is_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_more_pods_than_addresses_is_told(node: Node) -> None:
     node.max_pods = 300
-    await run_for_a_moment(node, monkeypatch)
+    await node.garbage.look(collect=True)
     (row,) = node.findings.rows()
     assert row.name == "PoolSmallerThanMaxPods"
     assert "10.244.1.0/24 has 253 addresses" in row.message
     assert "300" in row.message
 
 
-async def test_a_failing_collection_is_tried_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failing_collection_is_tried_again(node: Node) -> None:
     await node.add(1)
     node.store.set_state(node.key(1), State.PENDING)
     node.kernel.broken = "busy"
-    await run_for_a_moment(node, monkeypatch)
+    await node.garbage.look(collect=True)
     assert reported(node) == {"CollectionFailed"}
     node.kernel.broken = ""
-    await run_for_a_moment(node, monkeypatch)
+    await node.garbage.look(collect=True)
     assert reported(node) == set()
     assert node.allocator.records() == ()
+
+
+@pytest.mark.parametrize(("seconds", "collects"), [(0.0, True), (1000.0, False)])
+async def test_it_looks_again_and_again_and_collects_now_and_then(
+    node: Node, monkeypatch: pytest.MonkeyPatch, seconds: float, collects: bool
+) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(module, "COLLECT_SECONDS", seconds)
+    looks: list[bool] = []
+    enough = asyncio.Event()
+
+    async def look(*, collect: bool) -> None:
+        looks.append(collect)
+        if len(looks) == 3:
+            enough.set()
+
+    monkeypatch.setattr(node.garbage, "look", look)
+    running = asyncio.ensure_future(node.garbage.run())
+    await asyncio.wait_for(enough.wait(), 10)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert looks[:3] == [collects] * 3
