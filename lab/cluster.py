@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
+_STARTS_IN_VAIN = 4
+"""A daemon that ended so many times is not worth waiting for."""
 
 
 class Cluster:
@@ -168,11 +170,12 @@ class Cluster:
 
     def unready(self) -> list[str]:
         """What is not Ready or Running, with the reason in words; empty: the cluster is well."""
-        reasons = []
+        troubles = {name: node.trouble for name, node in self.nodes.items() if node.trouble}
+        reasons = [f"weftd on {name} {trouble}" for name, trouble in troubles.items()]
         for name, node in self.node_objects().items():
             conditions = node.get("status", {}).get("conditions", [])
             ready = next((entry for entry in conditions if entry["type"] == "Ready"), None)
-            if ready is None or ready["status"] != "True":
+            if name not in troubles and (ready is None or ready["status"] != "True"):
                 reasons.append(f"node {name}: {ready['message'] if ready else 'no Ready condition'}")
         for pod in self.pods():
             status = pod.get("status", {})
@@ -185,6 +188,10 @@ class Cluster:
         """Wait until all nodes are Ready and all pods Running; LabError says what is not."""
         deadline = time.monotonic() + limit
         while reasons := self.unready():
-            if time.monotonic() > deadline:
-                raise LabError(f"not ready after {limit:.0f} s: {'; '.join(reasons)}")
+            hopeless = any(
+                node.daemon.starts > _STARTS_IN_VAIN and node.trouble for node in self.nodes.values()
+            )
+            if hopeless or time.monotonic() > deadline:
+                passed = limit - (deadline - time.monotonic())
+                raise LabError(f"not ready after {passed:.0f} s: {'; '.join(reasons)}")
             await asyncio.sleep(_POLL_SECONDS)

@@ -47,6 +47,11 @@ class DaemonProcess:
         process = self._process
         return process.pid if process is not None and process.returncode is None else 0
 
+    @property
+    def kept(self) -> bool:
+        """Whether it is started again when it ends."""
+        return self._keeper is not None
+
     async def start(self, namespaces: Namespaces, *, keep: bool = True) -> None:
         """Start it; with `keep` it is started again when it ends by itself, as a DaemonSet's pod is."""
         if self.pid:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lab.options import Options
 
 _READY_SECONDS = 60.0
-_LOG_LINES = 15
+_LOG_LINES = 8
 _FOUND_SOMETHING = 1
 """Exit status of weftctl that found something worth a look: its output says what."""
 
@@ -127,7 +127,7 @@ def weftctl(client: Client, node: str, *arguments: str) -> str:
 
 def _show_logs(state: State, console: Console) -> None:
     """The last lines of each daemon, as the lab's files go with it."""
-    for file in sorted(state.directory.glob("*.log")):
+    for file in sorted(state.directory.glob("node-*.log")):
         lines = file.read_text(errors="replace").splitlines()[-_LOG_LINES:]
         if lines:
             console.print(f"[bold]{file.name}[/] (last {len(lines)} lines)")

@@ -68,5 +68,5 @@ def choose(directory: Path, newest: str = "1.1.0") -> NetworkConfig:
     """The network that containerd uses: that of the first file by name; PluginError if it is unusable."""
     names = sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIXES))
     if not names:
-        raise PluginError(f"cni plugin not initialized: no network config found in {directory}")
+        raise PluginError("cni plugin not initialized: no network config found in /etc/cni/net.d")
     return parse((directory / names[0]).read_text(), names[0], newest)

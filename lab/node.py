@@ -55,6 +55,15 @@ class Node:
         return self.options.state / f"{self.name}.log"
 
     @property
+    def trouble(self) -> str:
+        """In words that the daemon ended, with its last words; empty while it runs."""
+        if self._namespaces is None or self.daemon.pid or not self.daemon.kept:
+            return ""
+        lines = self.log_file.read_text(errors="replace").splitlines() if self.log_file.exists() else []
+        telling = [line for line in lines if '"error"' in line] or lines or ["without a word"]
+        return f"has ended {self.daemon.starts} times: {telling[-1]}"
+
+    @property
     def namespaces(self) -> Namespaces:
         """The running node's namespaces."""
         if self._namespaces is None:

@@ -95,7 +95,7 @@ class Underlay:
         """Make namespace, bridges and the router's addresses."""
         self.net = new_network()
         lines = ["link set lo up"]
-        lines += [f"addr add {OUTSIDE[family]} dev lo" for family in (4, 6)]
+        lines += [f"addr add {OUTSIDE[family]} dev lo {_nodad(family)}" for family in (4, 6)]
         for segment in self.segments:
             # A bridge without a MAC address of its own changes it whenever a node comes or goes.
             lines.append(

@@ -32,4 +32,5 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabCluster]
 def lab(shared_lab: LabCluster) -> Iterator[LabCluster]:
     """The shared lab, healthy before and after the test."""
     yield shared_lab
+    shared_lab.restore()
     shared_lab.healthy()

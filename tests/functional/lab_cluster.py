@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -163,10 +164,13 @@ class LabCluster:
 
     def differences(self) -> dict[str, Any]:
         """By node what `weftctl diff` shows, for nodes where it shows anything."""
-        found = {
-            name: self.weftctl(name, "diff").get("differences", ["no daemon"]) for name in self.cluster.nodes
-        }
-        return {name: rows for name, rows in found.items() if rows}
+
+        def of(name: str) -> Any:
+            return self.weftctl(name, "diff").get("differences", ["no daemon"])
+
+        names = list(self.cluster.nodes)
+        with ThreadPoolExecutor(len(names)) as pool:
+            return {name: rows for name, rows in zip(names, pool.map(of, names), strict=True) if rows}
 
     # pods
 
@@ -245,12 +249,23 @@ class LabCluster:
             stop.set()
             task.result(10)
 
+    def restore(self) -> None:
+        """Bring back what a failed test may have left off, so that the next one is not blamed for it."""
+        self.api.faults.status, self.api.faults.hang = 0, False
+        if not self.api.serving:
+            self.run(self.cluster.serve_api())
+        for node in self.cluster.nodes.values():
+            if not node.daemon.pid:
+                node.configure()
+                self.run(node.start_daemon())
+
     def healthy(self) -> None:
         """Assert that all is well: ready, kernels as desired, rulesets printable."""
         self.run(self.cluster.wait_ready(30))
-        with contextlib.suppress(AssertionError):  # a change of just now may still be under way
-            self.wait(lambda: not self.differences(), "kernels as desired", 5)
-        assert self.differences() == {}
+        deadline = time.monotonic() + 5
+        while (found := self.differences()) and time.monotonic() < deadline:
+            time.sleep(0.1)  # a change of just now may still be under way
+        assert found == {}
         for name in self.cluster.nodes:
             assert "weft" in self.sh(name, "ip -d link >/dev/null && nft list ruleset")
 
