@@ -75,15 +75,23 @@ def test_it_is_restored(conflist: Conflist, directory: Path, damage: str) -> Non
 async def test_it_is_watched_and_kept_when_the_watch_ends(
     conflist: Conflist, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.005)
-    watch = asyncio.ensure_future(conflist.run())
-    async with asyncio.timeout(10):
-        for _ in range(3):
-            while not (directory / NAME).exists() or (directory / NAME).read_bytes() != content():
-                await asyncio.sleep(0.005)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.001)
+    look = conflist.look
+    restored = 0
+    enough = asyncio.Event()
+
+    def damage_and_look() -> bool:
+        nonlocal restored
+        if restored:
             (directory / NAME).write_text("gone")
-        while (directory / NAME).read_bytes() != content():
-            await asyncio.sleep(0.005)
+        restored += look()
+        if restored == 3:
+            enough.set()
+        return True
+
+    monkeypatch.setattr(conflist, "look", damage_and_look)
+    watch = asyncio.ensure_future(conflist.run())
+    await asyncio.wait_for(enough.wait(), 10)
     watch.cancel()
     with pytest.raises(asyncio.CancelledError):
         await watch
