@@ -51,7 +51,7 @@ class _Bare(Loader):
 
 
 def _import_client() -> tuple[Any, Any, Any]:
-    """Import the parts of kubernetes_asyncio that are needed: kube_config, incluster_config and rest.
+    """Import the parts of kubernetes_asyncio that are needed: kube_config, configuration and rest.
 
     Its packages import all their contents: 960 modules of models and API classes that cost 38 MiB and a
     quarter of a second, for 2 MiB of use. So the packages are entered into sys.modules as what they are,
@@ -335,7 +335,7 @@ class Connection:
         # Go's TLS, by which everyone else talks to the API server, does not insist on key identifiers in
         # its CA.
         configuration.disable_strict_ssl_verification = True
-        files: list[str] = []
+        files = [endpoint.address_file] if endpoint.address_file else []
         if endpoint.service_account:
             token, authority = (os.path.join(endpoint.service_account, name) for name in ("token", "ca.crt"))
             configuration.api_key["BearerToken"] = f"Bearer {_read(token)}"

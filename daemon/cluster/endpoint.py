@@ -37,6 +37,7 @@ class Endpoint:
         kubeconfig: path of the kubeconfig with the credentials; empty when they are elsewhere.
         service_account: directory with token and ca.crt; empty when credentials are elsewhere. With neither,
             requests are anonymous (only for http:// URLs).
+        address_file: the kubeconfig that the URL comes from; empty when it comes from elsewhere.
         from_environment: whether the URL is the one set in pods' environment, most often a ClusterIP.
     """
 
@@ -44,6 +45,7 @@ class Endpoint:
     source: str
     kubeconfig: str = ""
     service_account: str = ""
+    address_file: str = ""
     from_environment: bool = False
 
 
@@ -64,7 +66,7 @@ def choose(
     """
     tried: list[str] = []
     account, credentials = _credentials(config, kubelet, service_account, tried)
-    url, source = _address(config, environment, kubelet, tried)
+    url, source, address_file = _address(config, environment, kubelet, tried)
     if not url:
         raise EndpointError(
             "no address of the API server is known; set apiServer in the configuration. Tried: "
@@ -75,7 +77,8 @@ def choose(
             f"no credentials for the API server {url} are known; set kubeconfig in the configuration. Tried: "
             + "; ".join(tried)
         )
-    return Endpoint(url, source, credentials, account, from_environment=source.startswith("environment"))
+    from_environment = source.startswith("environment")
+    return Endpoint(url, source, credentials, account, address_file, from_environment=from_environment)
 
 
 def _credentials(
@@ -101,13 +104,14 @@ def _credentials(
 
 def _address(
     config: Config, environment: Mapping[str, str], kubelet: tuple[str, ...], tried: list[str]
-) -> tuple[str, str]:
+) -> tuple[str, str, str]:
+    """URL, where it comes from in words, and the kubeconfig that it comes from."""
     if config.api_server:
-        return config.api_server, "apiServer of the configuration"
+        return config.api_server, "apiServer of the configuration", ""
     tried.append("apiServer of the configuration (not set)")
     for path in (config.kubeconfig, *kubelet) if config.kubeconfig else kubelet:
         try:
-            return server_of(path), f"server of {path}"
+            return server_of(path), f"server of {path}", path
         except EndpointError as error:
             tried.append(str(error))
     host, port = (
@@ -115,9 +119,13 @@ def _address(
         environment.get("KUBERNETES_SERVICE_PORT", ""),
     )
     if host and port:
-        return f"https://{f'[{host}]' if ':' in host else host}:{port}", "environment KUBERNETES_SERVICE_HOST"
+        return (
+            f"https://{f'[{host}]' if ':' in host else host}:{port}",
+            "environment KUBERNETES_SERVICE_HOST",
+            "",
+        )
     tried.append("environment KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT (not set)")
-    return "", ""
+    return "", "", ""
 
 
 def server_of(path: str) -> str:

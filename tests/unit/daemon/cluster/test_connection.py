@@ -139,6 +139,23 @@ async def test_a_token_file_of_a_kubeconfig_is_followed(
     assert api.seen_tokens == ["first", "second"]
 
 
+async def test_an_api_server_that_moves_is_followed(api: FakeApi, place: str) -> None:
+    write(f"{place}/token", "t")
+    write(f"{place}/kubelet.conf", "first")
+    urls = iter(["http://127.0.0.1:1", api.url])
+
+    def choose() -> Endpoint:
+        return Endpoint(next(urls), "a test", service_account=place, address_file=f"{place}/kubelet.conf")
+
+    connection = Connection(choose, scratch=place, connect_timeout=1)
+    for _ in range(2):
+        with pytest.raises(UnreachableError):
+            await connection.request("GET", "/x")
+    write(f"{place}/kubelet.conf", "second")
+    await connection.request("GET", "/x")
+    await connection.close()
+
+
 async def test_a_patch_says_its_type(api: FakeApi, connect: Callable[[Endpoint], Connection]) -> None:
     connection = connect(Endpoint(api.url, "a test"))
     await connection.request(

@@ -44,7 +44,9 @@ def service_account(place: str) -> str:
 def test_in_a_pod_the_address_comes_from_kubelet_and_the_credentials_from_the_pod(place: str) -> None:
     account, kubelet = service_account(place), kubeconfig(f"{place}/kubelet.conf")
     endpoint = choose(Config(), POD, kubelet=(f"{place}/none", kubelet), service_account=account)
-    assert endpoint == Endpoint("https://192.168.0.1:6443", f"server of {kubelet}", service_account=account)
+    assert endpoint == Endpoint(
+        "https://192.168.0.1:6443", f"server of {kubelet}", service_account=account, address_file=kubelet
+    )
 
 
 def test_the_environment_comes_last_and_is_remembered_as_such(place: str) -> None:
@@ -73,7 +75,9 @@ def test_the_configuration_comes_first(place: str) -> None:
 def test_outside_of_pods_kubelets_kubeconfig_serves_for_both(place: str) -> None:
     kubelet = kubeconfig(f"{place}/kubelet.conf")
     endpoint = choose(Config(), {}, kubelet=(kubelet,), service_account=f"{place}/none")
-    assert endpoint == Endpoint("https://192.168.0.1:6443", f"server of {kubelet}", kubeconfig=kubelet)
+    assert endpoint == Endpoint(
+        "https://192.168.0.1:6443", f"server of {kubelet}", kubeconfig=kubelet, address_file=kubelet
+    )
 
 
 def test_plain_http_needs_no_credentials(place: str) -> None:
