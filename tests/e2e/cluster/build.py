@@ -29,7 +29,7 @@ class BuildError(Exception):
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Lets one build run at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
@@ -66,7 +66,7 @@ def _build(name: str, packages: tuple[str, ...], names: tuple[str, ...] = ()) ->
     sources = SOURCES / name
     identity = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources.glob("*.*")))).hexdigest()
     directory = CACHE / f"{name}-{identity[:12]}"
-    with _locked(CACHE / "build.lock"):
+    with locked(CACHE / "build.lock"):
         if directory.exists():
             return directory
         building = CACHE / f"{name}.building"
@@ -166,7 +166,7 @@ def image() -> Path:
     ).encode()
     name = hashlib.sha256(config).hexdigest()
     path = CACHE / f"image-{name[:12]}.tar"
-    with _locked(CACHE / "build.lock"):
+    with locked(CACHE / "build.lock"):
         if not path.exists():
             with tarfile.open(path.with_suffix(".part"), "w") as archive:
                 _file(archive, f"{digest}/layer.tar", layer)

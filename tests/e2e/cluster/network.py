@@ -28,17 +28,15 @@ CLONE_NEWNET = 0x40000000
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The address families of a cluster, in the order of preference: 0 is IPv4, 1 is IPv6."""
+    """The address families of pods and of nodes, in the order of preference: 0 is IPv4, 1 is IPv6."""
 
-    families: tuple[int, ...]
-
-    def pick(self, v4: str, v6: str) -> tuple[str, ...]:
-        return tuple((v4, v6)[family] for family in self.families)
+    pods: tuple[int, ...]
+    nodes: tuple[int, ...]
 
     @property
     def server(self) -> str:
         """The control plane's address."""
-        return self.pick(*SERVER)[0]
+        return _pick(self.nodes, *SERVER)[0]
 
     @property
     def url(self) -> str:
@@ -47,22 +45,35 @@ class Stack:
 
     @property
     def pod_cidrs(self) -> str:
-        return ",".join(self.pick("10.244.0.0/16", "fd00:10:244::/48"))
+        return ",".join(_pick(self.pods, "10.244.0.0/16", "fd00:10:244::/48"))
 
     @property
     def service_cidrs(self) -> str:
-        return ",".join(self.pick("10.96.0.0/16", "fd00:10:96::/108"))
+        return ",".join(_pick(self.services, "10.96.0.0/16", "fd00:10:96::/108"))
+
+    @property
+    def services(self) -> tuple[int, ...]:
+        """The API server wants the first service range in the family of its own address."""
+        return tuple(sorted(self.pods, key=lambda family: family not in self.nodes))
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        return _pick(self.nodes, *SERVER)
 
     @property
     def kubernetes_service(self) -> str:
         """The first address of the service range, under which pods know the API server."""
-        return self.pick("10.96.0.1", "fd00:10:96::1")[0]
+        return _pick(self.services, "10.96.0.1", "fd00:10:96::1")[0]
 
     def node_addresses(self, number: int) -> tuple[str, ...]:
-        return self.pick(f"172.30.0.{10 + number}", f"fd30::{10 + number}")
+        return _pick(self.nodes, f"172.30.0.{10 + number}", f"fd30::{10 + number}")
 
 
-DUAL, ONLY_IPV4, ONLY_IPV6 = Stack((0, 1)), Stack((0,)), Stack((1,))
+def _pick(families: tuple[int, ...], v4: str, v6: str) -> tuple[str, ...]:
+    return tuple((v4, v6)[family] for family in families)
+
+
+DUAL = Stack((0, 1), (0, 1))
 
 
 def namespace(number: int) -> str:
@@ -131,7 +142,7 @@ def add_node(number: int, stack: Stack) -> None:
     for address in stack.node_addresses(number):
         ip(f"-n {name} address add {address}" + ("/64 dev eth0 nodad" if ":" in address else "/24 dev eth0"))
     ip(f"-n {name} link set eth0 up")
-    for gateway in stack.pick(*SERVER):
+    for gateway in stack.gateways:
         ip(f"-n {name} route add default via {gateway}")
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tests.e2e.cluster.pki import Authority
 
 ROOT = Path(__file__).resolve().parents[3]
+KUBELET_KUBECONFIG = "/etc/kubernetes/kubelet.conf"
+"""On the node, where kubeadm puts it."""
 
 # The first process of a node. It gives the node its own writable /etc, /opt and /var over the machine's, and
 # its own /run, /proc and /sys, then waits for ever: process 1 adopts orphans, and a waiting shell reaps them.
@@ -208,11 +210,13 @@ class Node:
         configuration = kubelet_configuration(self.authority, identity.certificate, identity.key, resolver)
         path = self.directory / "kubelet.json"
         path.write_text(json.dumps(configuration))
+        self.run("mkdir", "-p", os.path.dirname(KUBELET_KUBECONFIG))
+        self.run("cp", self.authority.kubeconfig(self.stack.url, identity), KUBELET_KUBECONFIG)
         self.kubelet = self.program(
             "kubelet-log",
             self.programs / "kubelet",
             f"--config={path}",
-            f"--kubeconfig={self.authority.kubeconfig(self.stack.url, identity)}",
+            f"--kubeconfig={KUBELET_KUBECONFIG}",
             f"--hostname-override={self.name}",
             f"--node-ip={','.join(self.addresses)}",
         )

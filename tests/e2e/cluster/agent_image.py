@@ -1,0 +1,111 @@
+"""Builds the agent's image by deploy/Containerfile, on a base of Debian packages; owns nothing that runs.
+
+No image registry is asked: what a user's build pulls as its base is put together by mmdebstrap here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.e2e.cluster.build import CACHE, BuildError, locked
+
+ROOT = Path(__file__).resolve().parents[3]
+CONTAINERFILE = ROOT / "deploy" / "Containerfile"
+SUITE = "bookworm"
+BASE = "localhost/weft-e2e-base:latest"
+INPUTS = (
+    *("requirements.lock", "requirements-build.lock", "pyproject.toml", "README.md"),
+    *("shim", "proto", "ctl", "daemon", "datapath", "ipam", "lab"),
+)
+"""What deploy/Containerfile copies."""
+AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+# Packages come over what the machine trusts, which may be more than Debian does.
+BASE_CONTAINERFILE = f"""\
+FROM scratch
+ADD base.tar /
+ADD ca-certificates.crt /usr/local/share/ca-certificates/machine.crt
+ENV PIP_CERT={AUTHORITIES}
+"""
+
+
+def agent_image(name: str) -> Path:
+    """Builds the image, unless nothing changed since it was built, and returns its archive.
+
+    From nothing two minutes on two cores; seconds when only our sources changed, as layers are kept.
+
+    Args:
+        name: the reference the archive gives to the image.
+
+    Raises:
+        BuildError: a program is missing, or the build fails; with the end of what it printed.
+    """
+    for program in ("buildah", "mmdebstrap"):
+        if not shutil.which(program):
+            raise BuildError(f"the agent's image needs {program}: apt-get install {program}")
+    archive = CACHE / f"agent-{_identity(name)[:12]}.tar"
+    with locked(CACHE / "agent.lock"):
+        if archive.exists():
+            return archive
+        for old in CACHE.glob("agent-*.tar"):
+            old.unlink()
+        _base()
+        options = ("--isolation", "chroot", "--layers", "--pull-never", "--build-arg", f"BASE={BASE}")
+        _buildah("bud", *options, "--file", str(CONTAINERFILE), "--tag", name, str(ROOT))
+        part = archive.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        _buildah("push", name, f"docker-archive:{part}:{name}")
+        # What an earlier build tagged and this one does not use.
+        _buildah("rmi", "--prune")
+        part.rename(archive)
+    return archive
+
+
+def _base() -> None:
+    """Makes the base image, unless it is there."""
+    directory = CACHE / "base"
+    recipe = hashlib.sha256(f"{SUITE}{BASE_CONTAINERFILE}".encode() + AUTHORITIES.read_bytes()).hexdigest()
+    made = directory / "recipe"
+    if made.exists() and made.read_text() == recipe and BASE in _buildah("images", "--noheading"):
+        return
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    _run("mmdebstrap", "--variant=minbase", "--quiet", SUITE, str(directory / "base.tar"))
+    shutil.copy(AUTHORITIES, directory / "ca-certificates.crt")
+    (directory / "Containerfile").write_text(BASE_CONTAINERFILE)
+    options = ("--isolation", "chroot", "--tag", BASE, "--file", str(directory / "Containerfile"))
+    _buildah("bud", *options, str(directory))
+    (directory / "base.tar").unlink()
+    made.write_text(recipe)
+
+
+def _identity(name: str) -> str:
+    paths = [CONTAINERFILE, Path(__file__), *(ROOT / entry for entry in INPUTS)]
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    digest = hashlib.sha256(name.encode())
+    for file in files:
+        if file.is_file() and "__pycache__" not in file.parts:
+            digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _buildah(command: str, *arguments: str) -> str:
+    storage = ("--root", str(CACHE / "containers"), "--runroot", str(CACHE / "containers.run"))
+    return _run("buildah", *storage, command, *arguments)
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise BuildError(f"`{' '.join(command)}` failed; the end of its output:\n{done.stdout[-3000:]}")
+    return done.stdout
