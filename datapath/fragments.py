@@ -35,7 +35,7 @@ class Claims(Generic[K, V]):
     def put(self, owner: FragmentKey, key: K, value: V) -> None:
         """Claim `key` for `owner`, replacing its earlier claim."""
         holder = self._owners.setdefault(key, owner)
-        if holder == owner and key not in self._contested:
+        if (holder is owner or holder == owner) and key not in self._contested:
             self.values[key] = value
             return
         claims = self._contested.setdefault(key, {})
@@ -158,15 +158,15 @@ class Fragments:
 
     def _replace_objects(self, key: FragmentKey, old: Fragment, new: Fragment, touched: Touched) -> None:
         before = {object_key(value): value for value in old.objects}
-        claims = self._objects
+        put, touch = self._objects.put, touched.objects.add
         for value in new.objects:
             name: ObjectKey = (value.rank, value.key)
             if not before or before.pop(name, None) != value:
-                claims.put(key, name, value)
-                touched.objects.add(name)
+                put(key, name, value)
+                touch(name)
         for name in before:
-            claims.drop(key, name)
-            touched.objects.add(name)
+            self._objects.drop(key, name)
+            touch(name)
 
     def _replace_elements(self, key: FragmentKey, old: Fragment, new: Fragment, touched: Touched) -> None:
         before = {value.key: value.elements for value in old.elements}

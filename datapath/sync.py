@@ -65,6 +65,7 @@ class Sync:
         self._dirty: set[ObjectKey] = set()
         self._slices: deque[list[ObjectKey]] = deque()
         self._steps: deque[Step] = deque()
+        self._overtaken = False
         self._reading: Iterator[None] | None = None
         self._observed = Observed()
         self._journal: set[ObjectKey] = set()
@@ -132,6 +133,7 @@ class Sync:
             else:
                 self.known[name] = value
         self._dirty -= touched.objects
+        self._overtaken = True
         self._journal |= touched.objects
         return touched
 
@@ -167,6 +169,7 @@ class Sync:
             self._execute()
         elif self._slices:
             self._steps.extend(diff(self.desired.objects, self.known, self._slices.popleft()))
+            self._overtaken = False
         elif self._dirty:
             self._order_dirty()
         if self.idle and self._stale:
@@ -193,6 +196,7 @@ class Sync:
         for key in list(islice(self._incoming, FRAGMENTS)):
             self.desired.replace(key, self._incoming.pop(key), touched)
         self._dirty |= touched.objects
+        self._overtaken = True
         self.ruleset.touch(touched)
 
     def _order_dirty(self) -> None:
@@ -265,16 +269,11 @@ class Sync:
             execute(self.route, doomed, self.indexes)
 
     def _execute(self) -> None:
-        """Execute the next steps, but for those that the desired state or an attachment has overtaken."""
-        steps: list[Step] = []
-        desired, known = self.desired.objects, self.known
-        while self._steps and len(steps) < CHUNK:
-            step = self._steps.popleft()
-            wanted = desired.get(step.key)
-            if wanted is step.new or wanted == step.new or _is_recreation(step, wanted):
-                steps.append(step)
-            else:
-                self._dirty.add(step.key)
+        """Execute the next steps, but for those that the desired state has overtaken."""
+        known = self.known
+        steps = [self._steps.popleft() for _ in range(min(CHUNK, len(self._steps)))]
+        if self._overtaken:
+            steps = self._still_wanted(steps)
         outcome = execute(self.route, steps, self.indexes)
         for _, key, old, new in outcome.done:
             if new is not None:
@@ -290,6 +289,18 @@ class Sync:
         self.blocked |= outcome.blocked
         self._stale |= outcome.stale
         self._round.steps += len(outcome.done)
+
+    def _still_wanted(self, steps: list[Step]) -> list[Step]:
+        """Return the steps that still lead to what is desired; the others' keys are dirty again."""
+        desired = self.desired.objects
+        kept = []
+        for step in steps:
+            wanted = desired.get(step.key)
+            if wanted is step.new or wanted == step.new or _is_recreation(step, wanted):
+                kept.append(step)
+            else:
+                self._dirty.add(step.key)
+        return kept
 
     def _forget_link(self, name: str) -> None:
         """Forget what the kernel dropped together with a link."""

@@ -52,7 +52,8 @@ class Network:
         self._nodes: dict[str, Node] = {}
         self.links: Sequence[HostLink] = ()
         self._only_ipv6: set[str] = set()
-        self._claims: dict[Prefix, set[str]] = {}
+        self._claims: dict[Prefix, str] = {}
+        self._rivals: dict[Prefix, set[str]] = {}
         self._local_problems: tuple[Problem, ...] = ()
         self._todo: set[str] = set()
         self._local_stale = self._sets_stale = False
@@ -113,9 +114,8 @@ class Network:
         yield from self._local_problems
         for each in self.remotes.values():
             yield from each.problems
-        for cidr, names in self._claims.items():
-            if len(names) > 1:
-                yield _shared(cidr, sorted(names))
+        for cidr, names in self._rivals.items():
+            yield _shared(cidr, sorted(names))
 
     def _count_ipv6_only(self, dirty: set[str]) -> None:
         """Keep the set of peers that can be reached by VXLAN over IPv6 only."""
@@ -149,13 +149,21 @@ class Network:
         """Keep who claims which podCIDR; ours is no matter here, see `overlay.remote`."""
         if name == self._node_name:
             return
-        for cidr in set(old.pod_cidrs) if old is not None else ():
-            names = self._claims[cidr]
-            names.discard(name)
-            if not names:
-                del self._claims[cidr]
-        for cidr in new.pod_cidrs if new is not None else ():
-            self._claims.setdefault(cidr, set()).add(name)
+        if old is not None:
+            for cidr in old.pod_cidrs:
+                rivals = self._rivals.get(cidr, set())
+                rivals.discard(name)
+                if len(rivals) < 2:
+                    self._rivals.pop(cidr, None)
+                if self._claims.get(cidr) == name:
+                    del self._claims[cidr]
+                    if rivals:
+                        self._claims[cidr] = min(rivals)
+        if new is not None:
+            for cidr in new.pod_cidrs:
+                first = self._claims.setdefault(cidr, name)
+                if first != name:
+                    self._rivals.setdefault(cidr, {first}).add(name)
 
     def _compile_local(self) -> None:
         local, self._local_problems = compile_local(
