@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ SIZE_LIMIT = 2 << 20
 """Bytes: the shim takes a configuration of 1 MiB and an environment."""
 CORRUPT_LIMIT = 64
 """Unreadable files that are kept for the curious; more are removed."""
+TICK_NANOSECONDS = 50_000_000
+"""Two changes of a directory within a tick of the kernel's clock (10 ms at most) bear the same time."""
 LOCK_POLL_SECONDS = 0.01
 LOCK_PATIENCE_SECONDS = 12.0
 """Shims hold the shared lock for the rest of their 10 s at most."""
@@ -53,6 +56,7 @@ class Deletions:
         self.directory = directory
         self._lock_path = f"{directory}.lock"
         self._corrupt = f"{directory}.corrupt"
+        self._empty_since = -1
 
     def prepare(self) -> None:
         """Make the directory, readable by root alone. Raises OSError."""
@@ -77,6 +81,20 @@ class Deletions:
             return sorted(name for name in os.listdir(self.directory) if not name.startswith("."))
         except FileNotFoundError:
             return []
+
+    def waiting(self) -> bool:
+        """Whether there are tombstones; costs one stat while nothing is written there."""
+        try:
+            changed = os.stat(self.directory).st_mtime_ns
+        except FileNotFoundError:
+            return False
+        if changed == self._empty_since:
+            return False
+        # Read before the listing: what is written after it shows as a later change, unless within one tick.
+        settled = time.time_ns() - changed > TICK_NANOSECONDS
+        found = bool(self.names())
+        self._empty_since = changed if settled and not found else -1
+        return found
 
     def drain(self, apply: Callable[[ExecuteRequest], None]) -> Drained:
         """Work off the waiting tombstones, oldest first.

@@ -201,7 +201,7 @@ class CniService:
 
     def _add_job(self, kernel: Kernel, request: Request) -> Added:
         # A DEL of this very attachment may wait in there, and must not come after its ADD.
-        if self._deletions.names():
+        if self._deletions.waiting():
             self.drain_job(kernel)
         return self._attachments.add(kernel, request)
 

@@ -135,3 +135,26 @@ async def test_a_shim_that_hangs_does_not_keep_the_daemon_from_serving(deletions
         assert not held
         assert os.listdir(deletions.directory) == [".being-written"]
     os.close(descriptor)
+
+
+def test_a_tombstone_is_seen_however_soon_it_comes_after_a_look(tmp_path: Path) -> None:
+    deletions = Deletions(str(tmp_path / "deletions"))
+    assert not deletions.waiting()
+    deletions.prepare()
+    for number in range(200):
+        assert not deletions.waiting()
+        path = tmp_path / "deletions" / str(number)
+        path.write_bytes(b"")
+        assert deletions.waiting()
+        path.unlink()
+
+
+def test_looks_at_a_directory_that_rests_list_it_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deletions = Deletions(str(tmp_path / "deletions"))
+    deletions.prepare()
+    os.utime(deletions.directory, ns=(0, 0))
+    assert not deletions.waiting()
+    monkeypatch.setattr(deletions, "names", lambda: pytest.fail("listed again"))
+    assert not deletions.waiting()
