@@ -120,12 +120,19 @@ class Detached:
     seconds: float
 
 
-def attach(host: Socket, request: AttachRequest, *, home: int | None = None) -> Attached:
+def attach(
+    host: Socket,
+    request: AttachRequest,
+    *,
+    objects: tuple[KernelObject, ...] | None = None,
+    home: int | None = None,
+) -> Attached:
     """Wire a pod; on failure everything is undone.
 
     Args:
         host: a socket in the namespace of the calling thread.
         request: what the pod gets.
+        objects: what `host_objects` returned for it, for callers that have it.
         home: descriptor of that namespace, for callers that keep it open.
 
     Raises:
@@ -141,7 +148,9 @@ def attach(host: Socket, request: AttachRequest, *, home: int | None = None) -> 
             created = time.perf_counter()
             _wire_pod(request, namespace, home, pod_index)
             wired = time.perf_counter()
-            host.batch(_host_messages(request, index), f"link {request.host_link} can't be set up")
+            if objects is None:
+                objects = _host_objects(request.host_link, request.addresses, request.sources)
+            host.batch(_host_messages(request, objects, index), f"link {request.host_link} can't be set up")
         except InterfaceExistsError:
             raise
         except BaseException:
@@ -185,11 +194,7 @@ def host_objects(attachment: Attachment, sources: tuple[Address, ...]) -> tuple[
 
     Neighbours are not among it: the kernel keeps them itself, and the pod's MAC address may change.
     """
-    link = attachment.host_link
-    gateways = tuple(
-        LinkAddress(link, GATEWAYS[len(address)], 8 * len(address)) for address in attachment.addresses
-    )
-    return (PodLink(link), *gateways, *_routes(link, attachment.addresses, sources))
+    return _host_objects(attachment.host_link, attachment.addresses, sources)
 
 
 def _create(host: Socket, request: AttachRequest, namespace: int) -> tuple[int, int]:
@@ -261,7 +266,19 @@ def _wire_pod(request: AttachRequest, namespace: int, home: int | None, index: i
             pod.batch(messages, action)
 
 
-def _host_messages(request: AttachRequest, index: int) -> list[Message]:
+def _host_objects(
+    link: str, addresses: tuple[Address, ...], sources: tuple[Address, ...]
+) -> tuple[KernelObject, ...]:
+    by_size = {len(source): source for source in sources}
+    objects: list[KernelObject] = [PodLink(link)]
+    for address in addresses:
+        size = len(address)
+        objects.append(LinkAddress(link, GATEWAYS[size], 8 * size))
+        objects.append(Route(address, 8 * size, link, source=by_size.get(size)))
+    return tuple(objects)
+
+
+def _host_messages(request: AttachRequest, objects: tuple[KernelObject, ...], index: int) -> list[Message]:
     """The neighbours come when both ends are up: an end without carrier drops what is not permanent."""
     link = request.host_link
     # Settings first: with the other end up, a link-local address would be generated at once.
@@ -269,11 +286,14 @@ def _host_messages(request: AttachRequest, index: int) -> list[Message]:
         set_link(index, alias=request.alias, settings=_HOST_SETTINGS),
         set_link(index, up=True),
     ]
-    for address in request.addresses:
-        gateway = LinkAddress(link, GATEWAYS[len(address)], 8 * len(address))
-        messages.append(new_address(gateway, index, prefix_route=False, link_scope=True))
-        messages.append(learned_neighbour(Neighbour(link, address, request.mac), index))
-    messages += [new_route(route, index) for route in _routes(link, request.addresses, request.sources)]
+    for each in objects:
+        if isinstance(each, LinkAddress):
+            messages.append(new_address(each, index, prefix_route=False, link_scope=True))
+        elif isinstance(each, Route):
+            messages.append(new_route(each, index))
+    messages += [
+        learned_neighbour(Neighbour(link, address, request.mac), index) for address in request.addresses
+    ]
     return messages
 
 
@@ -296,13 +316,6 @@ def _pod_frame(index: int, sizes: tuple[int, ...], gateway_mac: Mac) -> tuple[li
         messages.append(new_route(default, index, protocol=PROTOCOL_BOOT))
         messages.append(new_neighbour(Neighbour("", gateway, gateway_mac), index))
     return [set_link(LOOPBACK_INDEX, up=True), set_link(index, up=True, settings=_POD_SETTINGS)], messages
-
-
-def _routes(link: str, addresses: tuple[Address, ...], sources: tuple[Address, ...]) -> tuple[Route, ...]:
-    by_size = {len(source): source for source in sources}
-    return tuple(
-        Route(address, 8 * len(address), link, source=by_size.get(len(address))) for address in addresses
-    )
 
 
 def _write_setting(path: str, value: str) -> None:

@@ -91,10 +91,11 @@ class Kernel:
         )
         name = attachment_key(request.host_link)
         # Elements before the link: the pod may send as soon as it is up.
-        touched = sync.record(name, attachment_fragment(wired, request.sources))
+        fragment = attachment_fragment(wired, request.sources)
+        touched = sync.record(name, fragment)
         try:
             sync.ruleset.apply_now(touched)
-            attached = wiring.attach(sync.route, request, home=self._home)
+            attached = wiring.attach(sync.route, request, objects=fragment.objects, home=self._home)
         except BaseException:
             # Elements that can't be taken back now are found by the next reading.
             with suppress(DatapathError):
