@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from datapath.describe import Difference, describe, differences, kind
-from datapath.desired import LINK, Sysctl, VxlanLink, object_key
+from datapath.desired import LINK, PodLink, Sysctl, VxlanLink, object_key
 from datapath.diff import Action, Step, diff, link_of, ordered
 from datapath.execute import execute
 from datapath.fragments import Fragments, Touched
@@ -21,7 +21,7 @@ from datapath.observe import Observed, Observer
 from datapath.ruleset import RulesetSync
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from datapath.desired import Fragment, FragmentKey, KernelObject, ObjectKey
     from datapath.errors import DatapathError
@@ -48,9 +48,16 @@ class Round:
 
 
 class Sync:
-    """The sync state of one network namespace. Used by one thread, which is in that namespace."""
+    """The sync state of one network namespace. Used by one thread, which is in that namespace.
 
-    def __init__(self, route: Socket, nft: Nft) -> None:
+    Args:
+        route: a socket of the namespace.
+        nft: its nftables.
+        doomed: called when there are links for the reaper.
+    """
+
+    def __init__(self, route: Socket, nft: Nft, doomed: Callable[[], None] = lambda: None) -> None:
+        self._doomed = doomed
         self.route = route
         self.desired = Fragments()
         self.known: dict[ObjectKey, KernelObject] = {}
@@ -282,6 +289,8 @@ class Sync:
             known.pop(key, None)
             if isinstance(old, VxlanLink):
                 self._forget_link(old.name)
+            elif isinstance(old, PodLink):
+                self._doomed()
         if self.failed:
             for step in outcome.done:
                 self.failed.pop(step.key, None)

@@ -248,7 +248,7 @@ class Writer:
                 reaper = Reaper()
                 reaper.start()
                 stack.callback(reaper.stop)
-                sync = Sync(stack.enter_context(Socket()), stack.enter_context(Nft()))
+                sync = Sync(stack.enter_context(Socket()), stack.enter_context(Nft()), reaper.wake)
                 self.port = sync.route.port
                 home = current_namespace()
                 stack.callback(os.close, home)

@@ -169,3 +169,15 @@ def test_a_pod_of_before_is_known_by_its_fragment(sync: Sync, node: Node) -> Non
     wanted = request(node.pod(), 9)
     kernel.attach(wanted)
     assert attachment_key(wanted.host_link) in sync.fragments()
+
+
+def test_a_stray_pod_link_is_handed_to_the_reaper(node: Node) -> None:
+    woken: list[bool] = []
+    run("ip link add weft0123456789a type veth peer name far")
+    with Nft() as nft:
+        sync = Sync(node.host, nft, lambda: woken.append(True))
+        sync.read_again(prune=True)
+        finish(sync)
+    assert woken
+    node.reap()
+    assert "weft0123456789a" not in run("ip link")

@@ -37,6 +37,8 @@ async def test_any_sequence_of_disturbances_is_repaired(
             made.segment.publish(*nodes[: chance.choice([1, 2, 2])])
         await asyncio.sleep(chance.choice([0, 0, 0.001, 0.01, 0.05]))
     made.segment.publish(made.node("a", 1), made.node("b", 2))
+    # What nobody desires is in nobody's way, so it goes with the next reading, at the latest by the timer.
+    made.a.reconciler.request("timer")
 
     async def in_line() -> bool:
         return not await made.a.differences() and not await made.b.differences()
