@@ -286,9 +286,13 @@ def _verdict(data: bytes) -> bytes:
     return nest(ELEMENT_DATA, nest(DATA_VERDICT, code, chain))
 
 
+@lru_cache(maxsize=64)
+def _elements_head(table: str, name: str) -> bytes:
+    return string(ELEMENTS_TABLE, table) + string(ELEMENTS_SET, name)
+
+
 def _element_messages(kind: int, flags: int, key: SetKey, items: Iterator[bytes]) -> Iterator[Message]:
-    family, table, name = key
-    head = string(ELEMENTS_TABLE, table) + string(ELEMENTS_SET, name)
+    family, head = key[0], _elements_head(*key[1:])
     pending: list[bytes] = []
     size = 0
     for item in items:
