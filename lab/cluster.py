@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
-_STARTS_IN_VAIN = 4
-"""A daemon that ended so many times is not worth waiting for."""
+_FAILURES = 4
+"""A daemon that ended so many times soon after its start is not worth waiting for."""
 
 
 class Cluster:
@@ -188,9 +188,7 @@ class Cluster:
         """Wait until all nodes are Ready and all pods Running; LabError says what is not."""
         deadline = time.monotonic() + limit
         while reasons := self.unready():
-            hopeless = any(
-                node.daemon.starts > _STARTS_IN_VAIN and node.trouble for node in self.nodes.values()
-            )
+            hopeless = any(node.daemon.failures >= _FAILURES and node.trouble for node in self.nodes.values())
             if hopeless or time.monotonic() > deadline:
                 passed = limit - (deadline - time.monotonic())
                 raise LabError(f"not ready after {passed:.0f} s: {'; '.join(reasons)}")

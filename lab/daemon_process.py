@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 _RESTART_SECONDS = 1.0
 _STOP_SECONDS = 20.0
+_SOON_SECONDS = 15.0
 
 
 def default_command() -> list[str]:
@@ -38,6 +40,9 @@ class DaemonProcess:
         self.command = command
         self.log_file = log_file
         self.starts = 0
+        self.failures = 0
+        """How often it ended by itself, each time soon after its start."""
+        self._since = 0.0
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -56,6 +61,8 @@ class DaemonProcess:
         """Start it; with `keep` it is started again when it ends by itself, as a DaemonSet's pod is."""
         if self.pid:
             raise NodeError("the daemon runs already")
+        await self._unkeep()
+        self.failures = 0
         await self._spawn(namespaces)
         if keep:
             self._keeper = asyncio.create_task(self._keep(namespaces))
@@ -68,12 +75,15 @@ class DaemonProcess:
                 *command, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env=environment
             )
         self.starts += 1
+        self._since = time.monotonic()
 
     async def _keep(self, namespaces: Namespaces) -> None:
         while True:
             process = self._process
             assert process is not None
             code = await process.wait()
+            lived = time.monotonic() - self._since
+            self.failures = self.failures + 1 if lived < _SOON_SECONDS else 1
             log.warning("weftd (pid %d) ended with status %d: starting it again", process.pid, code)
             await asyncio.sleep(_RESTART_SECONDS)
             await self._spawn(namespaces)

@@ -65,6 +65,7 @@ class Kubelet:
                 group.create_task(self._bury(sandbox))
             revision = self.storage.revision
             for pod in self.storage.list(self._pods, "", selected):
+                self._set_pending(pod, "its sandbox is yet to be made")
                 self._see(pod, group)
             async for kind, pod in self.storage.watch(self._pods, revision, "", selected):
                 if kind == "DELETED":

@@ -61,7 +61,7 @@ class Node:
             return ""
         lines = self.log_file.read_text(errors="replace").splitlines() if self.log_file.exists() else []
         telling = [line for line in lines if '"error"' in line] or lines or ["without a word"]
-        return f"has ended {self.daemon.starts} times: {telling[-1]}"
+        return f"has ended {self.daemon.failures} times: {telling[-1]}"
 
     @property
     def namespaces(self) -> Namespaces:

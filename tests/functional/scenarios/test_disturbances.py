@@ -353,3 +353,13 @@ def test_damage_by_others_is_repaired(lab: LabCluster, damage: str) -> None:
         if "eth0" not in damage:  # which is a change of the underlay, not of what is ours
             assert lab.weftctl("node-1", "status")["repairs"] > before
     assert others.lost == []
+
+
+def test_what_weftctl_shows(lab: LabCluster) -> None:
+    """The other tests ask as weftctl does; this one runs the program."""
+    for question in (["status"], ["attachments"], ["nodes"], ["diff"], ["ipam", "show"], ["ipam", "check"]):
+        shown = json.loads(lab.run_weftctl("node-1", *question, "-o", "json"))
+        told = lab.weftctl("node-1", *question)
+        assert set(told) <= set(shown), question
+    assert "No difference" in lab.run_weftctl("node-1", "diff")
+    assert "pod-1a" in lab.run_weftctl("node-1", "attachments")
