@@ -31,7 +31,7 @@ def narrow_road(lab: LabCluster) -> Iterator[None]:
         lines += ["addr add 198.51.100.1/24 dev narrow", "addr add 2001:db8:fa::1/64 dev narrow nodad"]
         await ip_batch(router, lines)
         lines = ["link set eth0 up", f"addr add {FAR[0]}/24 dev eth0", f"addr add {FAR[1]}/64 dev eth0 nodad"]
-        lines += ["route add default via 198.51.100.1", "-6 route add default via 2001:db8:fa::1"]
+        lines += ["route add default via 198.51.100.1", "route add ::/0 via 2001:db8:fa::1"]
         await ip_batch(descriptor_path(host), lines)
         await server.start(host, [Bind("udp", address, PORT) for address in FAR])
 
