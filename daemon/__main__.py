@@ -1,5 +1,7 @@
 """The command `weftd`: reads the configuration, takes the lock, runs the agent, tells how it ended.
 
+`weftd install` puts the shim in place instead and ends: a DaemonSet's init container.
+
 Exit codes: 0 stopped as asked; 1 a part of the daemon failed; 2 wrong configuration or arguments; 3 another
 daemon serves this node.
 """
@@ -23,6 +25,8 @@ FAILED, MISCONFIGURED, LOCKED = 1, 2, 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the daemon; returns the exit code."""
     options = _parser().parse_args(arguments)
+    if options.command == "install":
+        return _install(options.source, options.directory)
     # gRPC reads these once, when it is imported. Nothing here forks, and its own log lines are of no use to
     # anyone.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -45,6 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return MISCONFIGURED
     logs.configure(config.log_level, config.log_format)
     return _run(config)
+
+
+def _install(source: str, directory: str) -> int:
+    from daemon import install, logs
+
+    logs.configure("info", "json")
+    try:
+        written = install.install(source or install.default_source(), directory)
+    except install.InstallError as error:
+        logs.log.error("not installed", reason=str(error))
+        return FAILED
+    logs.log.info("installed", directory=directory, written=list(written), version=version())
+    return 0
 
 
 def _tell_cluster(error: ConfigError) -> None:
@@ -98,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
         "--config", metavar="PATH", help="configuration file (default: /etc/weft/weftd.yaml, if any)"
     )
     parser.add_argument("--version", action="version", version=f"weftd {version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="instead of serving the node")
+    install = commands.add_parser("install", help="put the CNI plugin in place, and end")
+    install.add_argument("--source", metavar="PATH", help="the shim (default: the one of this installation)")
+    install.add_argument(
+        "--directory", metavar="PATH", default="/opt/cni/bin", help="of CNI plugins (default: /opt/cni/bin)"
+    )
     return parser
 
 

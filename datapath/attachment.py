@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from datapath import sysctls
 from datapath.desired import LinkAddress, Neighbour, PodLink, Route
 from datapath.errors import AttachError, DatapathError, InterfaceExistsError, NetlinkError
 from datapath.netlink.addresses import new_address
@@ -319,9 +320,9 @@ def _pod_frame(index: int, sizes: tuple[int, ...], gateway_mac: Mac) -> tuple[li
 
 
 def _write_setting(path: str, value: str) -> None:
-    """Write to /proc/sys in the calling thread's namespace; a kernel without IPv6 lacks the file."""
+    """Write a kernel setting in the calling thread's namespace; a kernel without IPv6 lacks the file."""
     try:
-        descriptor = os.open(f"/proc/sys/{path}", os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = os.open(f"{sysctls.WRITABLE}/{path}", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:

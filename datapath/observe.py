@@ -14,6 +14,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from datapath import sysctls
 from datapath.attachment import DOOMED_GROUP
 from datapath.desired import (
     ROUTE_PROTOCOL,
@@ -189,13 +190,15 @@ def read_setting(path: str) -> str | None:
 def write_setting(path: str, value: str) -> None:
     """Write a setting below /proc/sys. Raises DatapathError with what to do."""
     try:
-        descriptor = os.open(f"/proc/sys/{path}", os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = os.open(f"{sysctls.WRITABLE}/{path}", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise DatapathError(f"/proc/sys/{path} does not exist: the kernel lacks the feature") from error
+        raise DatapathError(
+            f"{sysctls.WRITABLE}/{path} does not exist: the kernel lacks the feature"
+        ) from error
     except OSError as error:
         raise DatapathError(
-            f"/proc/sys/{path} can't be written: {error.strerror} (a container needs /proc/sys/net mounted "
-            "writable)"
+            f"{sysctls.WRITABLE}/{path} can't be written: {error.strerror} (a container needs the node's "
+            "/proc/sys/net mounted writable, and WEFT_SYSCTLS to name the directory above it)"
         ) from error
     try:
         os.write(descriptor, value.encode())

@@ -48,7 +48,6 @@ RAW_TASKS: dict[str, str] = {
 """Files that may start a task outside a TaskGroup, each with the reason."""
 
 TESTED_ELSEWHERE = {
-    "daemon/__main__.py": "started as a process by tests/functional and by the lab",
     "datapath/ruleset.py": "through the writer, by tests/functional/nft and tests/functional/overlay",
 }
 """Modules that no test imports, each with what tests it."""
