@@ -27,7 +27,8 @@ from lab.state import DIRECTORY, State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-console = Console()
+_WIDTH_OF_FILES = 160
+console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
 _OUTPUTS = click.Choice(["table", "json", "yaml", "name"])
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
+_REASONS = 6
+"""So many reasons for not being ready are told at once."""
 _FAILURES = 4
 """A daemon that ended so many times soon after its start is not worth waiting for."""
 
@@ -191,5 +193,7 @@ class Cluster:
             hopeless = any(node.daemon.failures >= _FAILURES and node.trouble for node in self.nodes.values())
             if hopeless or time.monotonic() > deadline:
                 passed = limit - (deadline - time.monotonic())
-                raise LabError(f"not ready after {passed:.0f} s: {'; '.join(reasons)}")
+                more = f"\n  ... and {len(reasons) - _REASONS} more" if len(reasons) > _REASONS else ""
+                listed = "".join(f"\n  {reason}" for reason in reasons[:_REASONS])
+                raise LabError(f"not ready after {passed:.0f} s:{listed}{more}")
             await asyncio.sleep(_POLL_SECONDS)

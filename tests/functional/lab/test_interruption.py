@@ -89,6 +89,27 @@ def test_an_interrupted_start_leaves_nothing(lab: Lab, delay: float, number: sig
     lab.wait_gone()
 
 
+@pytest.mark.parametrize("delay", [1.3, 2.0])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_demo_leaves_nothing(lab: Lab, delay: float, number: signal.Signals) -> None:
+    process = lab.start("demo")
+    time.sleep(delay)
+    assert process.poll() is None, "ended before it was interrupted"
+    process.send_signal(number)
+    process.wait(30)
+    assert process.returncode != 0
+    lab.wait_gone()
+
+
+def test_a_demo_that_fails_says_why(lab: Lab, tmp_path: Path) -> None:
+    config = tmp_path / "wrong.yaml"
+    config.write_text("overlayy: vxlan\n")
+    failed = lab.run("demo", "--nodes", "1", "--config", str(config))
+    assert failed.returncode == 1
+    assert "unknown key 'overlayy'" in failed.stderr
+    assert lab.left() == []
+
+
 def test_impatient_interruption(lab: Lab) -> None:
     process = lab.start("up", "--wait", "30")
     time.sleep(0.7)
