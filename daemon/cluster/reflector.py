@@ -91,6 +91,7 @@ class Reflector(Generic[Value]):
         self._finding = f"Undecodable{table.kind.capitalize()}"
         self._version = ""
         self._delay = 0.0
+        self._listing_again = False
         self._lost_since: float | None = time.monotonic()
         self.connected = False
         self._contact(False)
@@ -105,6 +106,10 @@ class Reflector(Generic[Value]):
             except ExpiredError as error:
                 log.info("listing again", kind=self._table.kind, why=str(error))
                 self._version = ""
+                if not self._listing_again:
+                    # The server answers: how long it was away must not keep us blind any longer. Only one
+                    # that forgets again and again is to be spared.
+                    self._delay, self._listing_again = 0, True
                 await self._pause(0)
             except (ApiError, UnreachableError) as error:
                 if self._absent(error):
@@ -180,14 +185,14 @@ class Reflector(Generic[Value]):
                 self._contact(True)
                 async for line in lines:
                     self._event(line)
-                    self._delay = 0
+                    self._delay, self._listing_again = 0, False
         except ApiError as error:
             if error.status == 410:
                 raise ExpiredError(str(error)) from error
             raise
         if time.monotonic() - started < min(1.0, self._timing.watch):
             raise UnreachableError("protocol", f"the watch of {self._resource.path} ended at once")
-        self._delay = 0
+        self._delay, self._listing_again = 0, False
 
     def _event(self, line: bytes) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import json
 import random
@@ -148,6 +149,26 @@ async def test_after_an_outage_what_was_deleted_meanwhile_is_noticed(
     assert set(follower.store.nodes) == {"n0", "n2", "n3", "n4", "n9"}
     assert subscription.take() == {Key(NODE, "n1"), Key(NODE, "n9"), Key(NODE, "n2")}
     assert not follower.findings.rows()
+
+
+async def test_after_a_long_outage_a_server_that_forgot_is_listed_at_once(
+    api: FakeApi, follow: Callable[..., Follower]
+) -> None:
+    """A restarted API server answers a watch with 410: the pauses of the outage are over by then."""
+    follower = follow(dataclasses.replace(FAST, first_delay=0.02, last_delay=10))
+    await until(lambda: api.requests["WATCH"])
+    await api.stop()
+    await until(
+        lambda: (
+            sum(follower.count("weft_api_errors_total", reason=why) for why in ("connect", "protocol")) >= 6
+        )
+    )
+    api.put("n9")
+    api.forget()
+    watches = api.requests["WATCH"]
+    await api.start()
+    await until(lambda: api.requests["WATCH"] > watches)
+    await until(lambda: "n9" in follower.store.nodes, seconds=0.3)
 
 
 async def test_gone_inside_a_watch_lists_again(api: FakeApi, follow: Callable[..., Follower]) -> None:
