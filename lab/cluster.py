@@ -7,7 +7,6 @@ Nothing survives the process, whatever ends it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -88,11 +87,13 @@ class Cluster:
         """End everything; never fails halfway."""
         if self._control_plane is not None:
             self._control_plane.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._control_plane
-        async with asyncio.TaskGroup() as group:
-            for node in self.nodes.values():
-                group.create_task(node.power_off())
+            await asyncio.wait({self._control_plane})
+        ends = await asyncio.gather(
+            *(node.power_off() for node in self.nodes.values()), return_exceptions=True
+        )
+        for end in ends:
+            if isinstance(end, Exception):
+                log.error("a node did not end well", exc_info=end)
         self.nodes.clear()
         await self.api.stop()
         await self.api.stop(faulty=False)
@@ -172,8 +173,11 @@ class Cluster:
 
     def unready(self) -> list[str]:
         """What is not Ready or Running, with the reason in words; empty: the cluster is well."""
+        control_plane = self._control_plane
+        if control_plane is not None and control_plane.done() and not control_plane.cancelled():
+            return [f"the control plane failed, which is a fault of the lab: {control_plane.exception()!r}"]
         troubles = {name: node.trouble for name, node in self.nodes.items() if node.trouble}
-        reasons = [f"weftd on {name} {trouble}" for name, trouble in troubles.items()]
+        reasons = [f"node {name}: {trouble}" for name, trouble in troubles.items()]
         for name, node in self.node_objects().items():
             conditions = node.get("status", {}).get("conditions", [])
             ready = next((entry for entry in conditions if entry["type"] == "Ready"), None)
@@ -190,7 +194,10 @@ class Cluster:
         """Wait until all nodes are Ready and all pods Running; LabError says what is not."""
         deadline = time.monotonic() + limit
         while reasons := self.unready():
-            hopeless = any(node.daemon.failures >= _FAILURES and node.trouble for node in self.nodes.values())
+            hopeless = any(
+                node.trouble and (node.daemon.pid or node.daemon.failures >= _FAILURES)
+                for node in self.nodes.values()
+            )
             if hopeless or time.monotonic() > deadline:
                 passed = limit - (deadline - time.monotonic())
                 more = f"\n  ... and {len(reasons) - _REASONS} more" if len(reasons) > _REASONS else ""

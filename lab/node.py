@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from lab.daemon_process import DaemonProcess
 from lab.echo import PORT, Bind, Server
-from lab.errors import NodeError
+from lab.errors import LabError, NodeError
 from lab.kubelet import Kubelet
 from lab.machine import DAEMON_CONFIG, KUBECONFIG, Disk, boot
 from lab.runtime import Runtime
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from lab.options import Options
     from lab.runtime import Sandbox
     from lab.underlay import IpAddress, Segment, Underlay
+
+
+log = logging.getLogger(__name__)
 
 
 class Node:
@@ -56,12 +60,15 @@ class Node:
 
     @property
     def trouble(self) -> str:
-        """In words that the daemon ended, with its last words; empty while it runs."""
+        """What ended that should run, in words: weftd, or the lab's own kubelet; empty when all is well."""
+        task = self._kubelet_task
+        if task is not None and task.done() and not task.cancelled() and (error := task.exception()):
+            return f"its kubelet failed, which is a fault of the lab: {error!r}"
         if self._namespaces is None or self.daemon.pid or not self.daemon.kept:
             return ""
         lines = self.log_file.read_text(errors="replace").splitlines() if self.log_file.exists() else []
         telling = [line for line in lines if '"error"' in line] or lines or ["without a word"]
-        return f"has ended {self.daemon.failures} times: {telling[-1]}"
+        return f"weftd has ended {self.daemon.failures} times: {telling[-1]}"
 
     @property
     def namespaces(self) -> Namespaces:
@@ -132,8 +139,10 @@ class Node:
         """Stop caring; pods stay."""
         if self._kubelet_task is not None:
             self._kubelet_task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._kubelet_task
+            done, _ = await asyncio.wait({self._kubelet_task})
+            for task in done:
+                if not task.cancelled() and (error := task.exception()) is not None:
+                    log.error("the kubelet of %s had failed", self.name, exc_info=error)
             self._kubelet_task = None
 
     async def start_daemon(self, *, keep: bool = True) -> None:
@@ -153,7 +162,8 @@ class Node:
         if self._server is not None:
             self._server.close()
         if self._namespaces is not None:
-            await self.underlay.disconnect(self.name)
+            with contextlib.suppress(LabError):  # the cable may be gone already
+                await self.underlay.disconnect(self.name)
             self._namespaces.close()
         self._namespaces = self._runtime = self._kubelet = self._server = None
         return lost
