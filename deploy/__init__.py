@@ -1,0 +1,1 @@
+"""What is needed to install Weft on a cluster, and the script that renders the derived files."""
