@@ -12,12 +12,13 @@ GENERATED := weft_rpc/.generated
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=CI,PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint unit functional e2e soak bench shim proto lock clean
+.PHONY: help install demo test lint unit functional e2e e2e-deploy helm soak bench shim proto lock clean
 
 help:
 	@echo "make demo    a cluster of network namespaces with real daemons, and its connectivity matrix"
 	@echo "make test    lint, unit, property and functional tests (make lint, unit, functional: one of them)"
 	@echo "make e2e     the tests on a real Kubernetes cluster (builds Kubernetes the first time)"
+	@echo "make e2e-deploy   the container image on a real cluster        make helm    helm, for the chart's tests"
 	@echo "make soak    the long-running counts        make bench   measurements against floor and peers"
 
 install: $(VENV)/.installed $(GENERATED)
@@ -65,6 +66,15 @@ e2e: install shim
 	.ci/install-packages e2e
 	$(AS_ROOT) $(BIN)/pytest -m e2e tests/e2e
 
+e2e-deploy: install shim
+	.ci/install-packages e2e deploy
+	$(AS_ROOT) $(BIN)/pytest -m deploy tests/e2e/test_deploy.py
+
+# Where the tests look for it; they are skipped without helm.
+helm:
+	cd / && PATH=$$PATH:/usr/local/go/bin GOBIN=$${XDG_CACHE_HOME:-$$HOME/.cache}/weft-e2e/helm CGO_ENABLED=0 \
+		go install helm.sh/helm/v3/cmd/helm@v3.16.4
+
 soak: install shim
 	$(AS_ROOT) $(BIN)/pytest -m soak tests
 
@@ -76,6 +86,7 @@ bench: install shim
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links -q requirements.in -o requirements.lock
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links -q -c requirements.lock requirements-dev.in -o requirements-dev.lock
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links -q -c requirements-dev.lock requirements-build.in -o requirements-build.lock
 
 clean:
 	rm -rf build dist weft_rpc .mypy_cache .ruff_cache .pytest_cache .hypothesis $(VENV)

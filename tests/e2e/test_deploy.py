@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.e2e.cluster.api import Api, Object
     from tests.e2e.cluster.cluster import Cluster, Pod
 
-pytestmark = [pytest.mark.deploy, pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.deploy, pytest.mark.root, pytest.mark.timeout(600)]
 
 NAMESPACE = "kube-system"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
@@ -117,7 +117,8 @@ def deployed() -> Iterator[Cluster]:
     with running(2) as cluster:
         for node in cluster.nodes.values():
             node.ctr("images", "import", archive)
-            assert node.files("/etc/cni/net.d") == []
+            assert not [name for name in node.files("/etc/cni/net.d") if "conf" in name]
+            assert "weft" not in node.files("/opt/cni/bin")
         apply(cluster.api, manifest())
         await_rollout(cluster)
         for name in cluster.nodes:

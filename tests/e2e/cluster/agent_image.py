@@ -58,8 +58,6 @@ def agent_image(name: str) -> Path:
         part = archive.with_suffix(".part")
         part.unlink(missing_ok=True)
         _buildah("push", name, f"docker-archive:{part}:{name}")
-        # What an earlier build tagged and this one does not use.
-        _buildah("rmi", "--prune")
         part.rename(archive)
     return archive
 
@@ -69,7 +67,8 @@ def _base() -> None:
     directory = CACHE / "base"
     recipe = hashlib.sha256(f"{SUITE}{BASE_CONTAINERFILE}".encode() + AUTHORITIES.read_bytes()).hexdigest()
     made = directory / "recipe"
-    if made.exists() and made.read_text() == recipe and BASE in _buildah("images", "--noheading"):
+    present = _buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
+    if made.exists() and made.read_text() == recipe and BASE in present:
         return
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
