@@ -191,14 +191,16 @@ def test_a_node_joins_and_leaves(cluster: Cluster, pair: tuple[Pod, Pod]) -> Non
     others = list(cluster.nodes.values())
     with pinging(cluster, left, list(right.addresses)):
         node = cluster.add_node()
-        cluster.install_weft([node])
-        pod = cluster.create_pod("third", node.name)
-        cidrs = cluster.node(node.name)["spec"]["podCIDRs"]
-        with pinging(cluster, left, list(pod.addresses)):
-            for other in others:
-                routes = other.ip("route show") + other.ip("-6 route show")
-                assert all(cidr in routes for cidr in cidrs)
-        cluster.remove_node(node)
+        try:
+            cluster.install_weft([node])
+            pod = cluster.create_pod("third", node.name)
+            cidrs = cluster.node(node.name)["spec"]["podCIDRs"]
+            with pinging(cluster, left, list(pod.addresses)):
+                for other in others:
+                    routes = other.ip("route show") + other.ip("-6 route show")
+                    assert all(cidr in routes for cidr in cidrs)
+        finally:
+            cluster.remove_node(node)
         cluster.api.delete(f"{PODS}/{pod.name}", gracePeriodSeconds=0)
         for other in others:
             wait_for(

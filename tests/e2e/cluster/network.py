@@ -134,7 +134,9 @@ def add_node(number: int, stack: Stack) -> None:
         "net.ipv6.conf.all.forwarding=0",
     )
     run("ip", "netns", "exec", name, "sysctl", "-qw", *settings)
-    ip(f"link add eth0 netns {name} type veth peer name {port}")
+    # A node that returns with another MAC address would not be reached until caches of the old one expire.
+    mac = f"02:00:5e:1e:00:{number:02x}"
+    ip(f"link add eth0 address {mac} netns {name} type veth peer name {port}")
     ip(f"link set {port} master {BRIDGE} up")
     # Without it the link-local address, and its routes, appear some time later.
     run("ip", "netns", "exec", name, "sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=0")
