@@ -17,12 +17,14 @@ import structlog
 from daemon.cluster.store import NODE
 from daemon.compile.network import Network
 from daemon.findings import Finding
+from datapath import text
 from datapath.errors import DatapathError
 from datapath.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+    from daemon.cluster.model import Node, Prefix
     from daemon.cluster.store import Store, Subscription
     from daemon.compile.local import LocalNetwork
     from daemon.config import Config
@@ -57,6 +59,8 @@ RIVAL_REPAIRS, RIVAL_SECONDS = 10, 60.0
 FAST_SECONDS, MAX_PAUSE_SECONDS = 0.02, 0.5
 SLICE = 500
 """Nodes that are compiled in one go: some 5 ms, in which the loop serves nobody else."""
+MAX_NODES_TOLD = 20
+"""So many nodes that change at once are logged one by one."""
 MAX_REFUSALS = 10
 """Refusals of the kernel that become findings; the rest is told as a number."""
 
@@ -96,6 +100,7 @@ class Reconciler:
         self._metrics = metrics
         self._namespace = namespace
         self._recorder = recorder
+        self._noted: dict[str, Node] = {}
         self._on_addresses = on_addresses
         self._links: tuple[HostLink, ...] = ()
         self._look_at_links = True
@@ -236,6 +241,7 @@ class Reconciler:
             self._look_at_links = False
             self._links = await self._writer.underlay()
         dirty, self._dirty = self._dirty, set()
+        self._note_nodes(dirty)
         before = self.local
         self.network.take(self._store.nodes, dirty, self._links)
         if self.network.pending:
@@ -274,6 +280,26 @@ class Reconciler:
         self._synced.set()
         # Whoever makes work for us again and again gets a part of the time, not all of it.
         await asyncio.sleep(min(drift.seconds, MAX_PAUSE_SECONDS) if drift.seconds > FAST_SECONDS else 0)
+
+    def _note_nodes(self, names: Iterable[str]) -> None:
+        """Log the nodes that came, went or moved; many at once, as at the start, as a number."""
+        moves: list[tuple[str, Node | None, Node | None]] = []
+        for name in names:
+            before, now = self._noted.get(name), self._store.nodes.get(name)
+            if now is None:
+                self._noted.pop(name, None)
+            else:
+                self._noted[name] = now
+            if _place(before) != _place(now):
+                moves.append((name, before, now))
+        if not moves:
+            return
+        if len(moves) > MAX_NODES_TOLD or not self.synced:
+            log.info("nodes", changed=len(moves), known=len(self._noted))
+            return
+        for name, before, now in moves:
+            event = "node left" if now is None else "node joined" if before is None else "node changed"
+            log.info(event, node=name, before=_place_words(before), now=_place_words(now))
 
     def _note_repair(self, reason: str, drift: Drift) -> None:
         self.repairs += len(drift.differences)
@@ -326,3 +352,13 @@ class Reconciler:
 
     def _report_problems(self) -> None:
         self._findings.replace(PROBLEMS, [Finding(*problem) for problem in self.network.problems()])
+
+
+def _place(node: Node | None) -> tuple[Sequence[Address], Sequence[Prefix]]:
+    """What the network depends on of a node: its addresses and podCIDRs."""
+    return (node.underlay or node.internal_ips, node.pod_cidrs) if node is not None else ((), ())
+
+
+def _place_words(node: Node | None) -> list[str]:
+    addresses, prefixes = _place(node)
+    return [*map(text.address, addresses), *(text.prefix(*prefix) for prefix in prefixes)]

@@ -76,6 +76,7 @@ class Store:
         fresh: nothing was known when it was opened (new, of another boot, damaged), so the caller must look
             into the kernel for attachments before it hands out an address.
         aside: where an unreadable file was moved; "" when there was none.
+        voided: how many attachments of an earlier boot were dropped when it was opened.
         records: all attachments; read only.
         released: released addresses and when (nanoseconds of `clock`), released first comes first; read only.
     """
@@ -89,6 +90,7 @@ class Store:
         self.path = path
         self.clock = clock
         self.aside = ""
+        self.voided = 0
         self._closed = False
         self._boot = boot_id() if boot is None else boot
         self._lock = threading.Lock()
@@ -264,7 +266,10 @@ class Store:
         problem = database.execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
             raise ValueError(problem)
-        if database.execute("SELECT id FROM boot").fetchone() != (self._boot,):
+        boot = database.execute("SELECT id FROM boot").fetchone()
+        if boot != (self._boot,):
+            if boot is not None:
+                self.voided = database.execute("SELECT count(*) FROM attachments").fetchone()[0]
             self._void()
             return False
         rows = database.execute("SELECT * FROM attachments ORDER BY created").fetchall()

@@ -118,6 +118,8 @@ class Garbage:
                 "were rebuilt "
                 "from their links; look for a full or failing disk, then remove the file",
             )
+        if store.voided:
+            log.info("the node was restarted: what was attached before is void", attachments=store.voided)
         if store.fresh:
             problems = await self._writer.attachment(self._attachments.rebuild)
             self._warn(_STRANGE_LINKS, {problem: problem for problem in problems})

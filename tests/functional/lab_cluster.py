@@ -192,6 +192,15 @@ class LabCluster:
                 rows.append(json.loads(line))
         return rows
 
+    def wait_log(self, node: str, event: str, *words: str) -> None:
+        """Wait until the daemon's log has the event, with all the words in its line."""
+
+        def found() -> bool:
+            lines = [json.dumps(row) for row in self.log(node) if event in row["event"]]
+            return any(all(word in line for word in words) for line in lines)
+
+        self.wait(found, f"{event!r} with {words} in the log of {node}", 10)
+
     def differences(self) -> dict[str, Any]:
         """By node what `weftctl diff` shows, for nodes where it shows anything."""
 

@@ -49,6 +49,7 @@ def test_reboot_with_state_that_survived_it(lab: LabCluster) -> None:
 
     lab.node("node-1").namespaces.run(restore)
     lab.run(lab.node("node-1").start_daemon())
+    lab.wait_log("node-1", "the node was restarted", "void")
     lab.healthy()
     assert len(lab.weftctl("node-1", "attachments")["attachments"]) == 2
     assert lab.faults() == []
@@ -73,6 +74,8 @@ def test_a_node_joins_and_leaves(lab: LabCluster) -> None:
         lab.wait(gone, "no route, neighbour, FDB entry or element of the removed node")
     assert traffic.lost == []
     assert not traffic.broken
+    lab.wait_log("node-1", "node joined", "guest", *cidrs)
+    lab.wait_log("node-1", "node left", "guest", *cidrs)
     assert "guest" not in {row["name"] for row in lab.weftctl("node-1", "nodes")["nodes"]}
 
 
@@ -110,6 +113,7 @@ def test_a_node_changes_its_address(lab: LabCluster) -> None:
             )
             lab.healthy()
             assert lab.faults() == []
+    lab.wait_log("node-1", "node changed", "node-2", *map(str, old), *map(str, new))
     assert others.lost == []
 
 
@@ -195,7 +199,7 @@ def test_an_internal_ip_deleted_and_added_again(lab: LabCluster) -> None:
     with lab.traffic("pod-2a", "pod-3a") as others:
         for address, length in (("172.31.1.10", 24), ("fd31:1::a", 64)):
             lab.sh("node-1", f"ip addr del {address}/{length} dev eth0")
-            time.sleep(0.3)
+            lab.wait_finding("node-1", "InternalIPMissing", address, "add the address")
             lab.sh("node-1", f"ip addr add {address}/{length} dev eth0 nodad")
             lab.sh("node-1", _ROUTES)
             begin = time.monotonic()
@@ -205,6 +209,7 @@ def test_an_internal_ip_deleted_and_added_again(lab: LabCluster) -> None:
                 5,
             )
             assert time.monotonic() - begin < 2
+            lab.wait_cleared("node-1", "InternalIPMissing")
             lab.healthy()
             assert lab.faults() == []
     assert others.lost == []

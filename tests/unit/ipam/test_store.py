@@ -83,10 +83,13 @@ def test_another_boot_voids_everything(opener: Opener) -> None:
     first.remove(KEY)
     first.insert(record())
     second = opener(boot="boot-2")
+    assert second.voided == 1
     assert second.fresh
     assert not second.records
     assert not second.released
-    assert not opener(boot="boot-2").fresh
+    third = opener(boot="boot-2")
+    assert not third.fresh
+    assert third.voided == 0
 
 
 @pytest.mark.parametrize(
