@@ -1,9 +1,9 @@
 """The desired state on disk, so that kernel and desired state can be compared while the daemon is down.
 
 Nothing in the daemon reads it back: at its start it compiles everything anew. Attachments are not in it,
-IPAM's database has them. Written some seconds late and in small pieces, as nobody waits for it; each fragment
-is a row, so a change costs what it touches. The file's time is renewed while the daemon lives: its age is
-that of the desired state.
+IPAM's database has them. Written some seconds late, as nobody waits for it; each fragment is a row, so a
+change costs what it touches. The file's time is renewed while the daemon lives: its age is that of the
+desired state.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -37,8 +36,10 @@ SCHEMA = 1
 FIRST_SECONDS = 0.1
 """How soon after the start something is written: what is there by then is of an earlier process."""
 WRITE_SECONDS = 2.0
-PIECE = 200
-"""Fragments that are encoded in one go: some milliseconds in which the other threads wait."""
+PIECE = 20
+"""Fragments that are encoded in one go: half a millisecond in which the other threads wait."""
+_BREATH_SECONDS = 0.0002
+_FACT = "INSERT OR REPLACE INTO facts VALUES (?,?)"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _CLASSES = {
     name: value
@@ -98,7 +99,7 @@ class Recorder:
         finally:
             # Losing it costs an accurate answer of weftctl, nothing else.
             with suppress(SnapshotError):
-                self._write_piece(dict(self._changes))
+                self._keep(self._changes, self._sources)
 
     async def _write(self) -> None:
         if self._begun:
@@ -108,60 +109,58 @@ class Recorder:
                 # Somebody removed it: begin anew.
                 self._begun = False
                 self._changes = dict(self._all)
-        with suppress(SnapshotError):
-            while self._changes:
-                piece = dict(islice(self._changes.items(), PIECE))
-                await asyncio.to_thread(self._write_piece, piece)
-                for key, fragment in piece.items():
-                    if self._changes.get(key) is fragment:
-                        del self._changes[key]
+        changes, self._changes = self._changes, {}
+        try:
+            await asyncio.to_thread(self._keep, changes, self._sources)
+        except SnapshotError:
+            self._changes = {**changes, **self._changes}
 
-    def _write_piece(self, piece: Mapping[FragmentKey, Fragment | None]) -> None:
-        """Write a part of what waits. Raises SnapshotError."""
-        if not piece:
+    def _keep(self, changes: Mapping[FragmentKey, Fragment | None], sources: tuple[Address, ...]) -> None:
+        """Write changes in one transaction: who is killed meanwhile leaves what was there before.
+
+        Raises:
+            SnapshotError: they can't be written.
+        """
+        if not changes:
             return
+        # The first ones are all there are: a file of their own takes the place of an earlier process's.
+        path = self.path if self._begun else f"{self.path}.new"
         try:
-            with closing(self._open()) as database:
-                database.execute("BEGIN")
-                database.execute(
-                    "INSERT OR REPLACE INTO facts VALUES ('sources', ?)", (json.dumps(_plain(self._sources)),)
-                )
-                gone = [(json.dumps(key),) for key, fragment in piece.items() if fragment is None]
-                rows = [
-                    (json.dumps(key), encode(fragment))
-                    for key, fragment in piece.items()
-                    if fragment is not None
-                ]
-                database.executemany("DELETE FROM fragments WHERE key=?", gone)
-                database.executemany("INSERT OR REPLACE INTO fragments VALUES (?,?)", rows)
-                database.execute("COMMIT")
-        except (OSError, sqlite3.Error) as error:
-            raise SnapshotError(f"{self.path} can't be written: {error}") from error
-
-    def _open(self) -> sqlite3.Connection:
-        if not self._begun:
-            # What an earlier process wrote is of no use: the first record brings everything.
-            for suffix in ("", "-wal", "-shm"):
-                with suppress(FileNotFoundError):
-                    os.unlink(self.path + suffix)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        database = sqlite3.connect(self.path, isolation_level=None, timeout=1)
-        try:
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=OFF")
             if not self._begun:
-                # In one transaction, user_version included: a reader sees all of the schema or none.
+                _make(path)
+            with closing(sqlite3.connect(path, isolation_level=None, timeout=1)) as database:
+                database.execute("PRAGMA synchronous=OFF")
                 database.execute("BEGIN")
-                database.execute("CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT")
-                database.execute("CREATE TABLE fragments (key TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT")
-                database.execute("INSERT INTO facts VALUES ('boot', ?)", (_boot_id(),))
-                database.execute(f"PRAGMA user_version={SCHEMA}")
+                database.execute(_FACT, ("sources", json.dumps(_plain(sources))))
+                for number, (key, fragment) in enumerate(changes.items()):
+                    if fragment is None:
+                        database.execute("DELETE FROM fragments WHERE key=?", (json.dumps(key),))
+                    else:
+                        database.execute(
+                            "INSERT OR REPLACE INTO fragments VALUES (?,?)",
+                            (json.dumps(key), encode(fragment)),
+                        )
+                    if number % PIECE == PIECE - 1:
+                        time.sleep(_BREATH_SECONDS)
                 database.execute("COMMIT")
+            if not self._begun:
+                os.replace(path, self.path)
                 self._begun = True
-        except BaseException:
-            database.close()
-            raise
-        return database
+        except (OSError, sqlite3.Error) as error:
+            raise SnapshotError(f"{path} can't be written: {error}") from error
+
+
+def _make(path: str) -> None:
+    """Make an empty file at `path`, for the owner alone. Raises OSError or sqlite3.Error."""
+    for suffix in ("", "-journal"):
+        with suppress(FileNotFoundError):
+            os.unlink(path + suffix)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT")
+        database.execute("CREATE TABLE fragments (key TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT")
+        database.execute(_FACT, ("boot", _boot_id()))
+        database.execute(f"PRAGMA user_version={SCHEMA}")
 
 
 def read(path: str) -> Snapshot:
@@ -176,7 +175,7 @@ def read(path: str) -> Snapshot:
         )
     try:
         with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=1)) as database:
-            return _read(database, max(0.0, time.time() - _written(path)))
+            return _read(database, max(0.0, time.time() - os.stat(path).st_mtime))
     except (sqlite3.Error, ValueError, LookupError, TypeError) as error:
         raise SnapshotError(f"{path} can't be read: {error}") from error
 
@@ -196,13 +195,6 @@ def _read(database: sqlite3.Connection, age: float) -> Snapshot:
         for key, body in database.execute("SELECT key, body FROM fragments")
     }
     return Snapshot(fragments, _value(json.loads(facts["sources"])), age)
-
-
-def _written(path: str) -> float:
-    found = [os.stat(path).st_mtime]
-    with suppress(FileNotFoundError):
-        found.append(os.stat(f"{path}-wal").st_mtime)
-    return max(found)
 
 
 def _boot_id() -> str:

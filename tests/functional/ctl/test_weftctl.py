@@ -37,7 +37,7 @@ def down(lab: LabCluster) -> Iterator[LabCluster]:
 def test_status_tells_what_the_node_is(lab: LabCluster) -> None:
     answer = lab.weftctl(NODE, "status")
     node = lab.node(NODE)
-    assert answer["source"] == {"kind": "daemon"}
+    assert json.loads(run(lab, "status", "-o", "json").stdout)["source"] == {"kind": "daemon"}
     assert answer["nodeName"] == NODE
     assert answer["ready"] is True
     assert answer["apiServerConnected"] is True

@@ -134,7 +134,7 @@ async def test_the_age_is_that_of_the_last_sign_of_life(path: str, monkeypatch: 
     recorder = Recorder(path)
     recorder.record(ALL, (HERE,))
     await keep(recorder)
-    for suffix in ("", "-wal"):
+    for suffix in ("",):
         with contextlib.suppress(FileNotFoundError):
             os.utime(path + suffix, (time.time() - 500,) * 2)
     assert read(path).age_seconds == pytest.approx(500, abs=5)
@@ -181,7 +181,7 @@ async def test_a_file_that_was_removed_is_written_anew(path: str, monkeypatch: p
     recorder = Recorder(path)
     recorder.record(ALL, (HERE,))
     await keep(recorder)
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("",):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path + suffix)
     recorder.record({("node", "n3"): PEER}, (HERE,))
@@ -191,6 +191,25 @@ async def test_a_file_that_was_removed_is_written_anew(path: str, monkeypatch: p
     with contextlib.suppress(asyncio.CancelledError):
         await task
     assert read(path).fragments == {**ALL, ("node", "n3"): PEER}
+
+
+async def test_one_who_is_killed_leaves_the_former_state(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    former = Recorder(path)
+    former.record(ALL, (HERE,))
+    await keep(former)
+
+    def killed(_fragment: Fragment) -> str:
+        raise sqlite3.OperationalError("killed")
+
+    monkeypatch.setattr(snapshot, "encode", killed)
+    latter = Recorder(path)
+    latter.record({("local",): LOCAL}, (THERE,))
+    await keep(latter)
+    former.record({("node", "n2"): None, ("node", "n3"): PEER}, (THERE,))
+    await keep(former)
+    found = read(path)
+    assert found.fragments == ALL
+    assert found.sources == (HERE,)
 
 
 async def test_a_directory_that_is_gone_stops_nothing(tmp_path: Path) -> None:
