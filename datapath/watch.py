@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from datapath.netlink.transport import Notification
 
 RTM_NEWNETCONF = 80
+RTM_DELNETCONF = 81
 RTNLGRP_IPV4_NETCONF = 24
 RTNLGRP_IPV6_NETCONF = 25
 _NETCONFA_IFINDEX, _NETCONFA_FORWARDING, _NETCONFA_RP_FILTER = 1, 2, 3
@@ -210,19 +211,29 @@ class Watch:
 
 
 def _attach_filter(descriptor: int, port: int) -> None:
-    """Drop what `port` caused, and new forwarding entries, which name no cause (linux/filter.h)."""
+    """Drop in the kernel what is of no interest (linux/filter.h).
+
+    That is: what `port` caused; new forwarding entries, which name no cause; routes of other tables than the
+    main one, of which every address brings some; the settings of links that are gone.
+    """
     # The filter loads in network order what netlink writes in the machine's.
     own = socket.htonl(port)
-    neighbour = socket.htons(RTM_NEWNEIGH)
+    neighbour, settings = socket.htons(RTM_NEWNEIGH), socket.htons(RTM_DELNETCONF)
+    route, no_route = socket.htons(RTM_NEWROUTE), socket.htons(RTM_DELROUTE)
     program = (
         (_LOAD_WORD, 0, 0, 12),  # nlmsg_pid
-        (_JUMP_EQUAL, 4, 0, own),
+        (_JUMP_EQUAL, 10, 0, own),
         (_LOAD_HALF, 0, 0, 4),  # nlmsg_type
-        (_JUMP_EQUAL, 0, 3, neighbour),
+        (_JUMP_EQUAL, 3, 0, neighbour),
+        (_JUMP_EQUAL, 4, 0, route),
+        (_JUMP_EQUAL, 3, 0, no_route),
+        (_JUMP_EQUAL, 5, 4, settings),
         (_LOAD_BYTE, 0, 0, 16),  # ndm_family
-        (_JUMP_EQUAL, 0, 1, AF_BRIDGE),
-        (_RETURN, 0, 0, 0),
+        (_JUMP_EQUAL, 3, 2, AF_BRIDGE),
+        (_LOAD_BYTE, 0, 0, 20),  # rtm_table
+        (_JUMP_EQUAL, 0, 1, TABLE_MAIN),
         (_RETURN, 0, 0, 0xFFFFFFFF),
+        (_RETURN, 0, 0, 0),
     )
     code = b"".join(_INSTRUCTION.pack(*instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code, len(code))

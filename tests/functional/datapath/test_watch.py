@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from datapath.desired import ADDRESS, FDB, LINK, NEIGHBOUR, ROUTE, FdbEntry, Neighbour, Route
+from datapath.netlink.addresses import RTM_NEWADDR
 from datapath.netlink.links import set_link
 from datapath.netlink.neighbours import new_fdb, new_neighbour
-from datapath.netlink.routes import del_route, new_route
+from datapath.netlink.routes import RTM_NEWROUTE, del_route, new_route
 from datapath.netlink.transport import Socket
 from datapath.observe import Observer
 from datapath.text import parse_address, parse_mac
@@ -72,7 +73,7 @@ def vxlan() -> int:
 )
 async def test_objects_are_named_by_their_keys(node: Node, command: str, key: object) -> None:
     vxlan()
-    watch = Watch()
+    watch = Watch(own_port=node.host.port)
     try:
         run(command)
         assert key in (await collected(watch)).objects
@@ -82,7 +83,7 @@ async def test_objects_are_named_by_their_keys(node: Node, command: str, key: ob
 
 async def test_links_and_addresses_of_the_machine(node: Node) -> None:
     vxlan()
-    watch = Watch()
+    watch = Watch(own_port=node.host.port)
     try:
         run("ip addr add 198.51.100.1/24 dev eth0")
         assert parse_address("198.51.100.1") in (await collected(watch)).addresses
@@ -100,10 +101,29 @@ async def test_links_and_addresses_of_the_machine(node: Node) -> None:
 )
 async def test_settings_that_stop_traffic(node: Node, setting: str) -> None:
     vxlan()
-    watch = Watch()
+    watch = Watch(own_port=node.host.port)
     try:
         run(f"sysctl -qw {setting}")
         assert (await collected(watch)).forwarding
+    finally:
+        watch.close()
+
+
+async def test_routes_of_other_tables_do_not_reach_the_daemon(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vxlan()
+    heard: list[int] = []
+    watch = Watch(own_port=node.host.port)
+    monkeypatch.setattr(watch, "_judge", lambda notification: heard.append(notification.kind))
+    try:
+        run("ip route add 203.0.113.0/24 dev eth0 table 77")
+        run("ip addr add 198.51.100.1/32 dev eth0")
+        await collected(watch)
+        assert heard == [RTM_NEWADDR]
+        run("ip route add 203.0.113.0/24 dev eth0")
+        await collected(watch)
+        assert heard == [RTM_NEWADDR, RTM_NEWROUTE]
     finally:
         watch.close()
 
