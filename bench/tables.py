@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,20 +24,14 @@ def in_turn(variants: Mapping[str, Callable[[int], float]], rounds: int) -> dict
     """Call each variant once a round, in an order that rotates, and return what they return (seconds).
 
     What else happens on the machine then meets all variants alike, and their ratio in one round means
-    something.
+    something. Garbage is collected meanwhile, as it is in the daemon.
     """
     names = list(variants)
     measured: dict[str, list[float]] = {name: [] for name in names}
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        for number in range(rounds):
-            start = number % len(names)
-            for name in names[start:] + names[:start]:
-                measured[name].append(variants[name](number))
-    finally:
-        if enabled:
-            gc.enable()
+    for number in range(rounds):
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
+            measured[name].append(variants[name](number))
     return measured
 
 
