@@ -40,7 +40,7 @@ LIST_ITEM = 1
 DATA_VALUE, DATA_VERDICT = 1, 2
 VERDICT_CODE, VERDICT_CHAIN = 1, 2
 
-SET_INTERVAL, SET_MAP, SET_CONCAT = 0x4, 0x8, 0x80
+SET_INTERVAL, SET_MAP, SET_TIMEOUT, SET_EVAL, SET_CONCAT = 0x4, 0x8, 0x10, 0x20, 0x80
 ELEMENT_INTERVAL_END = 1
 
 _POLICY_ACCEPT = 1
@@ -167,6 +167,8 @@ def set_flags(declared: Set) -> int:
     flags = SET_INTERVAL if declared.interval else 0
     if declared.data:
         flags |= SET_MAP
+    if declared.dynamic:
+        flags |= SET_TIMEOUT | SET_EVAL
     if declared.interval and len(declared.key) > 1:
         flags |= SET_CONCAT
     return flags

@@ -102,7 +102,7 @@ def change_elements(changes: Iterable[SetChange]) -> list[Transaction]:
 
 def _wanted(desired: Ruleset, table: Table, declared: Set) -> Mapping[bytes, bytes]:
     elements = desired.elements.get((*table.key, declared.name), {})
-    return {**elements, **dict.fromkeys(declared.constant, b"")} if declared.constant else elements
+    return {**elements, **dict(declared.constant)} if declared.constant else elements
 
 
 def _is_compatible(table: Table, present: ObservedTable) -> bool:

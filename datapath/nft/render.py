@@ -121,7 +121,7 @@ def _set(declared: Set, elements: Mapping[bytes, bytes] | None) -> str:
     if declared.interval:
         lines.append("\t\tflags interval")
     if elements is not None:
-        everything = {**elements, **dict.fromkeys(declared.constant, b"")}
+        everything = {**elements, **dict(declared.constant)}
         rendered = [render_element(declared, key, data) for key, data in sorted(everything.items())]
         if rendered:
             lines.append("\t\telements = { " + ",\n\t\t\t     ".join(rendered) + " }")

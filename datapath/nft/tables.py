@@ -143,7 +143,7 @@ def _table(family: Family, options: TableOptions) -> Table:
     chains = [_source(saddr), _overlay(saddr, daddr)]
     if family is Family.IPV6:
         sets.append(
-            Set(DISCOVERY, (ICMPV6_TYPE,), constant=tuple(key(bytes([each])) for each in _DISCOVERY_TYPES))
+            Set(DISCOVERY, (ICMPV6_TYPE,), constant=tuple((key(bytes([each])), b"") for each in _DISCOVERY_TYPES))
         )
         chains.insert(0, _link_local())
     chains += [
