@@ -28,6 +28,7 @@ from datapath.nft.rules import (
     Meta,
     NoTrack,
     Payload,
+    Protocol,
     RandomNumber,
     Reject,
     RejectKind,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
     from datapath.nft.rules import (
         Code,
-        Protocol,
         Rule,
         Selector,
         Statement,
@@ -73,18 +73,23 @@ def expressions(rule: Rule, family: Family) -> Iterator[bytes]:
     Raises ValueError when a value does not fit its selector.
     """
     known: Protocol | None = None
+    if Reject(RejectKind.TCP_RESET) in rule.statements:  # where nft has it
+        yield from _is_protocol(known := Protocol.TCP)
     for statement in rule.statements:
         needed = _protocol(statement)
         if needed is not None and needed is not known:
-            yield from _load((L4PROTO,))
-            yield _compare(bytes([needed]), negate=False)
-            known = needed
+            yield from _is_protocol(known := needed)
         yield from _statement(statement, family)
 
 
 def register(word: int) -> int:
     """Return the number of the register that starts at a 4-byte word (NFT_REG_*)."""
     return 1 + word // 4 if word % 4 == 0 else 8 + word
+
+
+def _is_protocol(protocol: Protocol) -> Iterator[bytes]:
+    yield from _load((L4PROTO,))
+    yield _compare(bytes([protocol]), negate=False)
 
 
 def _protocol(statement: Statement) -> Protocol | None:
@@ -129,11 +134,10 @@ def _statement(statement: Statement, family: Family) -> Iterator[bytes]:  # noqa
             yield _expression("meta", be32(2, _META_PRIORITY), be32(3, register(0)))
         case Translate():
             yield from _translate(statement, family)
-        case Remember():
-            yield from _remember(statement)
-        case Forget(name, key):
-            yield from _load(key)
-            yield _expression("dynset", string(1, name), be32(3, _DELETE), be32(4, register(0)))
+        case Remember(name, key, data, timeout):
+            yield from _dynamic(_UPDATE, name, key, data, be64(6, timeout * 1000))
+        case Forget(name, key, data):
+            yield from _dynamic(_DELETE, name, key, data)
         case Verdict(code, chain):
             yield _verdict(code, chain)
         case Counter():
@@ -192,21 +196,13 @@ def _translate(statement: Translate, family: Family) -> Iterator[bytes]:
     yield _expression("nat", be32(1, kind), be32(2, family), *parts, be32(7, flags))
 
 
-def _remember(statement: Remember) -> Iterator[bytes]:
-    yield from _load(statement.key)
-    behind = sum((each.type.size + 3) // 4 for each in statement.key)
-    if isinstance(statement.data, Lookup):
-        yield from _look_up(statement.data, behind)
-    else:
-        yield from _load((statement.data,), behind)
-    yield _expression(
-        "dynset",
-        string(1, statement.map),
-        be32(3, _UPDATE),
-        be32(4, register(0)),
-        be32(5, register(behind)),
-        be64(6, statement.timeout * 1000),
-    )
+def _dynamic(
+    operation: int, name: str, key: Sequence[Selector], data: Selector, *options: bytes
+) -> Iterator[bytes]:
+    yield from _load((*key, data))
+    behind = register(sum((each.type.size + 3) // 4 for each in key))
+    where = string(1, name) + be32(3, operation) + be32(4, register(0)) + be32(5, behind)
+    yield _expression("dynset", where, *options)
 
 
 def _starts(statement: Starts) -> Iterator[bytes]:

@@ -172,7 +172,7 @@ TCP_DPORT = Payload("tcp dport", INET_SERVICE, 2, 2, Protocol.TCP)
 UDP_DPORT = Payload("udp dport", INET_SERVICE, 2, 2, Protocol.UDP)
 ICMPV6_TYPE_FIELD = Payload("icmpv6 type", ICMPV6_TYPE, 2, 0, Protocol.ICMPV6)
 META_PRIORITY = Meta("meta priority", MARK, 2)
-"""A word that goes with the packet and that nobody needs before it is routed: scratch for our chains. Declared
+"""A word that goes with the packet, which nobody needs before it is routed: scratch for our chains. Declared
 as MARK, since sets can't name the type that nft gives it; only the width matters to the kernel."""
 META_MARK = Meta("meta mark", MARK, 3)
 NFPROTO = Meta("meta nfproto", NF_PROTO, 15)
@@ -294,21 +294,22 @@ class Translate:
 class Remember:
     """Adds an element to a dynamic map, or prolongs the one that is there: that keeps its data.
 
-    `timeout` is in seconds. What a map holds may be the data, never the key: nft could not print that.
+    `timeout` is in seconds. What another map holds can't be the data: nft 1.0.6 aborts when it lists that.
     """
 
     map: str
     key: tuple[Selector, ...]
-    data: Selector | Lookup
+    data: Selector
     timeout: int
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Deletes an element of a dynamic map; there need be none."""
+    """Deletes an element of a dynamic map; there need be none. The kernel wants data, and ignores them."""
 
     map: str
     key: tuple[Selector, ...]
+    data: Selector
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,6 +447,10 @@ class Table:
     def key(self) -> tuple[int, str]:
         """Family and name, as `datapath.desired.SetElements.table`."""
         return (int(self.family), self.name)
+
+    def __hash__(self) -> int:
+        # Tables are large and few: all their rules need not be walked to find one.
+        return hash((self.family, self.name, self.layout, len(self.sets), len(self.chains)))
 
     def set(self, name: str) -> Set:
         """Return the set of that name. Raises KeyError."""
