@@ -33,6 +33,7 @@ NO_FINDINGS = frozenset(
         "ClientIP",
         "ClusterIP",
         "EndpointSlice",
+        "ExternalIP",
         "ExternalName",
         "IgnoreUnknown",
         "InternalIP",
