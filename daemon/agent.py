@@ -28,7 +28,7 @@ from daemon.admin import paths as admin_paths
 from daemon.admin import server as admin
 from daemon.admin.sources import Health as AdminHealth
 from daemon.admin.sources import Sources
-from daemon.cluster import decode, endpoint
+from daemon.cluster import decode, decode_services, endpoint
 from daemon.cluster.connection import Connection, UnreachableError
 from daemon.cluster.reflector import Reflector, Resource
 from daemon.cluster.store import NODE, Store
@@ -149,6 +149,18 @@ class Agent:
             self._reflector(
                 Resource("/apis/networking.k8s.io/v1/servicecidrs", decode.service_cidr, optional=True),
                 self.store.service_cidrs,
+            ),
+            self._reflector(
+                Resource("/api/v1/services", decode_services.service, selector=decode_services.SELECTOR),
+                self.store.services,
+            ),
+            self._reflector(
+                Resource(
+                    "/apis/discovery.k8s.io/v1/endpointslices",
+                    decode_services.endpoint_slice,
+                    selector=decode_services.SLICE_SELECTOR,
+                ),
+                self.store.endpoint_slices,
             ),
         )
         self.writer = Writer(report=self._report_refusals)

@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from datapath.errors import DatapathError
-from datapath.nft.plan import SetChange, change_elements, plan
+from datapath.nft.plan import SetChange, change_elements, plan, restructure
 from datapath.nft.rules import Ruleset
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class RulesetSync:
         self._planned_in_full = False
         self._pending: deque[Transaction] = deque()
         self._touched: dict[SetKey, set[bytes]] = {}
+        self._restructured: set[tuple[int, str]] = set()
         self.failure: DatapathError | None = None
         """Why the last attempt did not succeed; it is made again when somebody calls `invalidate`."""
         self.changes: list[Change] = []
@@ -48,12 +49,12 @@ class RulesetSync:
     @property
     def idle(self) -> bool:
         """Whether nothing is left to do, be it for a failure."""
-        return self.failure is not None or not (self._unread or self._pending or self._touched)
+        busy = self._unread or self._pending or self._restructured or self._touched
+        return self.failure is not None or not busy
 
     def touch(self, touched: Touched) -> None:
         """Say what may differ from what is committed."""
-        if touched.tables:
-            self.invalidate()
+        self._restructured |= touched.tables
         for key, elements in touched.elements.items():
             self._touched.setdefault(key, set()).update(elements)
 
@@ -74,9 +75,13 @@ class RulesetSync:
                 self._commit(self._pending.popleft())
             elif self._unread:
                 self._plan_all()
+            elif self._restructured:
+                self._plan_structure()
             elif self._touched:
                 touched, self._touched = self._touched, {}
                 self._plan_elements(touched)
+                if len(self._pending) == 1:  # the rule: one change of one service
+                    self._commit(self._pending.popleft())
             if self._again and not self._pending:
                 self._again, self._unread = False, True
         except DatapathError as error:
@@ -98,6 +103,7 @@ class RulesetSync:
         if not self._tables:
             return
         waiting, self._pending = self._pending, deque()
+        in_full = self._planned_in_full
         try:
             if not self._unread:
                 self._plan_elements(touched.elements)
@@ -107,9 +113,9 @@ class RulesetSync:
         if self._unread:
             self._commit_all()
         elif waiting:
-            # It was planned without what was just done, so all is read again after it.
-            self._pending = waiting
-            self._again = True
+            # A plan of everything was made without what was just done, so all is read again after it.
+            self._pending, self._planned_in_full = waiting, in_full
+            self._again |= in_full
 
     def difference(self) -> tuple[Change, ...]:
         """Return what is different now, reading everything; changes nothing. Raises DatapathError."""
@@ -127,8 +133,22 @@ class RulesetSync:
         self._tables = {table.key: table for table in wanted.tables}
         self._elements = {key: dict(elements) for key, elements in wanted.elements.items()}
         self._touched.clear()
+        self._restructured.clear()
         self._unread = False
         self._planned_in_full = True
+
+    def _plan_structure(self) -> None:
+        """Plan changes of tables from what is known of them; what that can't do, a reading does."""
+        self._planned_in_full = False
+        names, self._restructured = self._restructured, set()
+        for name in names:
+            old, new = self._tables.get(name), self._desired.tables.get(name)
+            planned = restructure(old, new) if old is not None and new is not None else None
+            if planned is None or new is None:
+                self.invalidate()
+                return
+            self._pending.extend(planned)
+            self._tables[name] = new
 
     def _plan_elements(self, touched: Mapping[SetKey, set[bytes]]) -> None:
         self._planned_in_full = False

@@ -7,11 +7,14 @@ IPv4-mapped addresses and prefixes with host bits occur (validation.k8s.io: "slo
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Mapping
 
 from daemon.cluster.model import Node, Prefix, ServiceCIDR
 
 UNDERLAY_ANNOTATION = "weft.dev/underlay-address"
+ZONE_LABEL = "topology.kubernetes.io/zone"
+LEAVING_TAINT = "ToBeDeletedByClusterAutoscaler"
 
 _MAPPED = bytes(10) + b"\xff\xff"
 
@@ -27,7 +30,7 @@ def address(text: object) -> bytes:
         DecodeError: it is none.
     """
     if not isinstance(text, str):
-        raise DecodeError(f"{_shown(text)} is not an IP address")
+        raise DecodeError(f"{shown(text)} is not an IP address")
     plain = text.strip()
     try:
         if ":" in plain:
@@ -39,30 +42,44 @@ def address(text: object) -> bytes:
             plain = ".".join([part.lstrip("0") or "0" for part in parts])
         return socket.inet_pton(socket.AF_INET, plain)
     except (OSError, ValueError) as error:
-        raise DecodeError(f"{_shown(text)} is not an IP address") from error
+        raise DecodeError(f"{shown(text)} is not an IP address") from error
 
 
-def prefix(text: object) -> Prefix:
+def unicast(text: object) -> bytes:
+    """An IP address as `address` gives it, of something that packets can be sent to.
+
+    Raises:
+        DecodeError: it is none, or 0.0.0.0, ::, a loopback or a multicast address.
+    """
+    packed = address(text)
+    any_or_loopback = not any(packed) or packed[0] == 127 if len(packed) == 4 else int.from_bytes(packed) <= 1
+    multicast = packed[0] >= 224 if len(packed) == 4 else packed[0] == 255
+    if any_or_loopback or multicast:
+        raise DecodeError(f"{shown(text)} is not an address that anything can be reached at")
+    return packed
+
+
+def prefix(text: object, *, shortest: int = 1) -> Prefix:
     """A CIDR as a Prefix, host bits cleared.
 
     Raises:
-        DecodeError: it is none, or holds all addresses.
+        DecodeError: it is none, or shorter than `shortest`.
     """
     if not isinstance(text, str):
-        raise DecodeError(f"{_shown(text)} is not a CIDR")
+        raise DecodeError(f"{shown(text)} is not a CIDR")
     start, slash, digits = text.strip().partition("/")
     if not slash or not digits.isascii() or not digits.isdigit():
-        raise DecodeError(f"{_shown(text)} is not a CIDR")
+        raise DecodeError(f"{shown(text)} is not a CIDR")
     try:
         packed = address(start)
     except DecodeError as error:
-        raise DecodeError(f"{_shown(text)} is not a CIDR") from error
+        raise DecodeError(f"{shown(text)} is not a CIDR") from error
     length = int(digits[:4])
     if ":" in start and len(packed) == 4:
         length -= 96
     bits = 8 * len(packed)
-    if not 0 < length <= bits:
-        raise DecodeError(f"{_shown(text)} is not a usable CIDR: its length must be 1 to {bits}")
+    if not shortest <= length <= bits:
+        raise DecodeError(f"{shown(text)} is not a usable CIDR: its length must be {shortest} to {bits}")
     value = int.from_bytes(packed, "big") >> (bits - length) << (bits - length)
     return Prefix(value.to_bytes(len(packed), "big"), length)
 
@@ -75,20 +92,26 @@ def node(raw: Mapping[str, object]) -> Node:
     Raises:
         DecodeError: a field that the network depends on can't be understood.
     """
-    metadata, spec, status = (_mapping(raw, field) for field in ("metadata", "spec", "status"))
-    cidrs = _sequence(spec, "podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
+    metadata, spec, status = (mapping(raw, field) for field in ("metadata", "spec", "status"))
+    cidrs = sequence(spec, "podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
     return Node(
         name=name(raw),
         uid=str(metadata.get("uid") or ""),
         internal_ips=_internal_ips(status),
         pod_cidrs=_each("spec.podCIDRs", cidrs),
         underlay=_underlay(metadata),
-        max_pods=_count(_mapping(status, "capacity").get("pods")),
+        max_pods=_count(mapping(status, "capacity").get("pods")),
         network_unavailable=any(
             isinstance(condition, Mapping)
             and condition.get("type") == "NetworkUnavailable"
             and condition.get("status") == "True"
-            for condition in _sequence(status, "conditions")
+            for condition in sequence(status, "conditions")
+        ),
+        zone=interned(mapping(metadata, "labels").get(ZONE_LABEL)),
+        leaving=bool(metadata.get("deletionTimestamp"))
+        or any(
+            isinstance(taint, Mapping) and taint.get("key") == LEAVING_TAINT
+            for taint in sequence(spec, "taints")
         ),
     )
 
@@ -99,7 +122,7 @@ def service_cidr(raw: Mapping[str, object]) -> ServiceCIDR:
     Raises:
         DecodeError: a CIDR of it can't be understood.
     """
-    return ServiceCIDR(name(raw), _each("spec.cidrs", _sequence(_mapping(raw, "spec"), "cidrs")))
+    return ServiceCIDR(name(raw), _each("spec.cidrs", sequence(mapping(raw, "spec"), "cidrs")))
 
 
 def name(raw: Mapping[str, object]) -> str:
@@ -108,7 +131,7 @@ def name(raw: Mapping[str, object]) -> str:
     Raises:
         DecodeError: it has no name.
     """
-    metadata = _mapping(raw, "metadata")
+    metadata = mapping(raw, "metadata")
     own = metadata.get("name")
     if not isinstance(own, str) or not own:
         raise DecodeError("metadata.name is missing")
@@ -118,11 +141,11 @@ def name(raw: Mapping[str, object]) -> str:
 
 def _internal_ips(status: Mapping[str, object]) -> tuple[bytes, ...]:
     result: list[bytes] = []
-    for entry in _sequence(status, "addresses"):
+    for entry in sequence(status, "addresses"):
         if not isinstance(entry, Mapping) or entry.get("type") != "InternalIP":
             continue
         try:
-            packed = _unicast(entry.get("address"))
+            packed = unicast(entry.get("address"))
         except DecodeError as error:
             raise DecodeError(f"status.addresses: InternalIP {error}") from error
         if all(len(packed) != len(known) for known in result):
@@ -131,25 +154,16 @@ def _internal_ips(status: Mapping[str, object]) -> tuple[bytes, ...]:
 
 
 def _underlay(metadata: Mapping[str, object]) -> tuple[bytes, ...]:
-    text = _mapping(metadata, "annotations").get(UNDERLAY_ANNOTATION)
+    text = mapping(metadata, "annotations").get(UNDERLAY_ANNOTATION)
     if not isinstance(text, str) or not text.strip():
         return ()
     try:
-        addresses = tuple(_unicast(part) for part in text.split(","))
+        addresses = tuple(unicast(part) for part in text.split(","))
     except DecodeError as error:
         raise DecodeError(f"annotation {UNDERLAY_ANNOTATION}: {error}") from error
     if len({len(packed) for packed in addresses}) != len(addresses):
-        raise DecodeError(f"annotation {UNDERLAY_ANNOTATION}: {_shown(text)} has two addresses of one family")
+        raise DecodeError(f"annotation {UNDERLAY_ANNOTATION}: {shown(text)} has two addresses of one family")
     return addresses
-
-
-def _unicast(text: object) -> bytes:
-    packed = address(text)
-    any_or_loopback = not any(packed) or packed[0] == 127 if len(packed) == 4 else int.from_bytes(packed) <= 1
-    multicast = packed[0] >= 224 if len(packed) == 4 else packed[0] == 255
-    if any_or_loopback or multicast:
-        raise DecodeError(f"{_shown(text)} is not an address that a node can be reached at")
-    return packed
 
 
 def _each(field: str, values: list[object]) -> tuple[Prefix, ...]:
@@ -164,16 +178,24 @@ def _count(quantity: object) -> int:
     return int(text[:9]) if text.isascii() and text.isdigit() else 0
 
 
-def _mapping(raw: Mapping[str, object], field: str) -> Mapping[str, object]:
+def mapping(raw: Mapping[str, object], field: str) -> Mapping[str, object]:
+    """The object in a field; an empty one where there is none."""
     value = raw.get(field)
     return value if isinstance(value, Mapping) else {}
 
 
-def _sequence(raw: Mapping[str, object], field: str) -> list[object]:
+def sequence(raw: Mapping[str, object], field: str) -> list[object]:
+    """The list in a field; an empty one where there is none."""
     value = raw.get(field)
     return value if isinstance(value, list) else []
 
 
-def _shown(value: object) -> str:
+def interned(value: object) -> str:
+    """A text that many objects share, held once; "" where it is none."""
+    return sys.intern(value) if type(value) is str else ""
+
+
+def shown(value: object) -> str:
+    """A value as messages quote it, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

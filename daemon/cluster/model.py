@@ -5,7 +5,7 @@ Pure: no client, no I/O, no time. Addresses are packed bytes in network order (4
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -21,7 +21,9 @@ class Node:
     """The part of a v1 Node that the network depends on.
 
     `internal_ips` keeps the order of status.addresses, at most one per family; `underlay` replaces them where
-    the node carries the annotation weft.dev/underlay-address (nodes behind NAT).
+    the node carries the annotation weft.dev/underlay-address (nodes behind NAT). `zone` is the value of the
+    label topology.kubernetes.io/zone. `leaving` says that it is being deleted, or about to be (the
+    autoscaler's taint), so that load balancers should send it no new connections (KEP-3836).
     """
 
     name: str
@@ -31,6 +33,8 @@ class Node:
     underlay: tuple[bytes, ...] = ()
     max_pods: int = 0
     network_unavailable: bool = False
+    zone: str = ""
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +43,99 @@ class ServiceCIDR:
 
     name: str
     cidrs: tuple[Prefix, ...]
+
+
+class ServicePort(NamedTuple):
+    """A port of a Service; `node_port` is 0 where it has none. Name and protocol join it to EndpointPorts."""
+
+    name: str
+    protocol: int
+    port: int
+    node_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The part of a v1 Service that a proxy depends on.
+
+    A headless Service and one of type ExternalName have no addresses and no ports.
+
+    Attributes:
+        created: creationTimestamp as text, which sorts by age; "" where there is none.
+        cluster_ips: at most one per family.
+        external_ips, load_balancer_ips: without repetition, in the object's order; of the load balancer only
+            addresses whose packets arrive with them as destination (ipMode VIP).
+        external_local, internal_local: whether the traffic policy is Local.
+        affinity_seconds: for how long a client stays with its endpoint; 0 without affinity.
+        source_ranges: loadBalancerSourceRanges; () where everybody may connect.
+        health_check_node_port: 0 where there is none.
+        faults: parts that can't be understood and are left out, each in words.
+    """
+
+    namespace: str
+    name: str
+    uid: str = ""
+    created: str = ""
+    type: str = "ClusterIP"
+    cluster_ips: tuple[bytes, ...] = ()
+    external_ips: tuple[bytes, ...] = ()
+    load_balancer_ips: tuple[bytes, ...] = ()
+    ports: tuple[ServicePort, ...] = ()
+    external_local: bool = False
+    internal_local: bool = False
+    affinity_seconds: int = 0
+    source_ranges: tuple[Prefix, ...] = ()
+    health_check_node_port: int = 0
+    faults: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """NAMESPACE/NAME, as in the store."""
+        return f"{self.namespace}/{self.name}"
+
+
+class Endpoint(NamedTuple):
+    """An endpoint of a slice; `zones` and `nodes` are its topology hints, `node` is "" where it has none."""
+
+    address: bytes
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    node: str = ""
+    zones: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+
+
+class EndpointPort(NamedTuple):
+    """A port that all endpoints of a slice have."""
+
+    name: str
+    protocol: int
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSlice:
+    """A discovery.k8s.io/v1 EndpointSlice.
+
+    Attributes:
+        service: the name of its Service, of the same namespace.
+        family: 4 or 6; 0 where the addresses are names (FQDN), of which it then holds none.
+        faults: parts that can't be understood and are left out, each in words.
+        triggered: time.time() of the change that the slice's writer responded to, 0 where it is not known;
+            says nothing of what the slice is.
+    """
+
+    namespace: str
+    name: str
+    service: str
+    family: int
+    endpoints: tuple[Endpoint, ...] = ()
+    ports: tuple[EndpointPort, ...] = ()
+    faults: tuple[str, ...] = ()
+    triggered: float = field(default=0.0, compare=False)
+
+    @property
+    def service_key(self) -> str:
+        """NAMESPACE/NAME of its Service."""
+        return f"{self.namespace}/{self.service}"

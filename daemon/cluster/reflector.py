@@ -40,11 +40,19 @@ class ExpiredError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Resource(Generic[Value]):
-    """A kind to follow: its path, its decoder, and whether an API server may lack it (or refuse it to us)."""
+    """A kind to follow.
+
+    Attributes:
+        path: of the list.
+        decode: an object into its value; raises DecodeError.
+        optional: whether an API server may lack the kind (or refuse it to us).
+        selector: labels that objects have to have; one that loses them is gone, which the server says.
+    """
 
     path: str
     decode: Callable[[Mapping[str, object]], Value]
     optional: bool = False
+    selector: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +145,9 @@ class Reflector(Generic[Value]):
     async def _pages(self, limit: int) -> tuple[dict[str, Value], str]:
         objects: dict[str, Value] = {}
         faulty: dict[str, str] = {}
-        query: dict[str, str | int] = {"limit": limit} if limit else {}
+        query = self._selection()
+        if limit:
+            query["limit"] = limit
         while True:
             document = await self._connection.request("GET", self._resource.path, query=query, timeout=60)
             items, metadata = document.get("items"), document.get("metadata")
@@ -169,10 +179,13 @@ class Reflector(Generic[Value]):
             if name in self._table:
                 objects[name] = self._table[name]
 
+    def _selection(self) -> dict[str, str | int]:
+        return {"labelSelector": self._resource.selector} if self._resource.selector else {}
+
     async def _watch(self) -> None:
         """Follow changes until the server ends the watch."""
         seconds = int(self._timing.watch * random.uniform(1, 2)) or 1  # noqa: S311 - spreads load
-        query: dict[str, str | int] = {
+        query = self._selection() | {
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": self._version,

@@ -2,22 +2,25 @@
 
 Tables are filled by reflectors and read by everyone on the event loop's thread. A change makes the object's
 key dirty for each subscription. Keys are coalesced: a busy consumer finds each changed object once, with its
-latest value in the table, and misses nothing. Storing an equal value changes nothing. No decoding, no I/O.
+latest value in the table, and misses nothing. Storing an equal value changes nothing. A changed EndpointSlice
+makes the key of its Service dirty too. No decoding, no I/O.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from daemon.cluster.model import Node, ServiceCIDR
+    from daemon.cluster.model import EndpointSlice, Node, Service, ServiceCIDR
 
 NODE = "node"
 SERVICE_CIDR = "servicecidr"
+SERVICE = "service"
+ENDPOINT_SLICE = "endpointslice"
 
 Value = TypeVar("Value")
 
@@ -79,6 +82,50 @@ class Table(Mapping[str, Value], Generic[Value]):
         return changed
 
 
+class SliceTable(Table["EndpointSlice"]):
+    """EndpointSlices, and which of them each Service has."""
+
+    def __init__(self, notify: Callable[[Key], None]) -> None:
+        super().__init__(ENDPOINT_SLICE, notify)
+        self._of: dict[str, dict[str, EndpointSlice]] = {}
+
+    def of(self, service: str) -> tuple[EndpointSlice, ...]:
+        """The slices of a Service, NAMESPACE/NAME, which need not exist; in the order of their names."""
+        slices = self._of.get(service)
+        if not slices:
+            return ()
+        if len(slices) == 1:
+            return tuple(slices.values())
+        return tuple([slices[name] for name in sorted(slices)])
+
+    def put(self, name: str, value: EndpointSlice) -> bool:
+        """Store a slice; returns whether that changed anything."""
+        before = self.get(name)
+        if not super().put(name, value):
+            return False
+        owner = value.service_key
+        if before is not None and (left := before.service_key) != owner:
+            self._leave(left, name)
+        self._of.setdefault(owner, {})[name] = value
+        self._notify(Key(SERVICE, owner))
+        return True
+
+    def remove(self, name: str) -> bool:
+        """Forget a slice; returns whether there was one."""
+        before = self.get(name)
+        if before is None:
+            return False
+        self._leave(before.service_key, name)
+        return super().remove(name)
+
+    def _leave(self, owner: str, name: str) -> None:
+        slices = self._of[owner]
+        del slices[name]
+        if not slices:
+            del self._of[owner]
+        self._notify(Key(SERVICE, owner))
+
+
 class Subscription:
     """The changed keys that one consumer has not taken yet; all keys that exist when it is made are dirty."""
 
@@ -121,11 +168,13 @@ class Store:
         self._subscriptions: list[Subscription] = []
         self.nodes: Table[Node] = Table(NODE, self._changed)
         self.service_cidrs: Table[ServiceCIDR] = Table(SERVICE_CIDR, self._changed)
+        self.services: Table[Service] = Table(SERVICE, self._changed)
+        self.endpoint_slices = SliceTable(self._changed)
 
     @property
-    def tables(self) -> tuple[Table[Node] | Table[ServiceCIDR], ...]:
+    def tables(self) -> tuple[Table[Any], ...]:
         """Every table."""
-        return (self.nodes, self.service_cidrs)
+        return (self.nodes, self.service_cidrs, self.services, self.endpoint_slices)
 
     @property
     def synced(self) -> bool:

@@ -33,15 +33,18 @@ HOOK_NUMBER, HOOK_PRIORITY = 1, 2
 RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, RULE_USERDATA = 1, 2, 3, 4, 7
 SET_TABLE, SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LENGTH = 1, 2, 3, 4, 5
 SET_DATA_TYPE, SET_DATA_LENGTH, SET_DESCRIPTION, SET_ID, SET_COUNT = 6, 7, 9, 10, 20
-SET_DESCRIPTION_CONCAT, SET_FIELD_LENGTH = 2, 1
+SET_DESCRIPTION_SIZE, SET_DESCRIPTION_CONCAT, SET_FIELD_LENGTH = 1, 2, 1
 ELEMENTS_TABLE, ELEMENTS_SET, ELEMENTS_LIST = 1, 2, 3
 ELEMENT_KEY, ELEMENT_DATA, ELEMENT_FLAGS, ELEMENT_KEY_END = 1, 2, 3, 10
 LIST_ITEM = 1
 DATA_VALUE, DATA_VERDICT = 1, 2
 VERDICT_CODE, VERDICT_CHAIN = 1, 2
 
-SET_INTERVAL, SET_MAP, SET_CONCAT = 0x4, 0x8, 0x80
+SET_INTERVAL, SET_MAP, SET_TIMEOUT, SET_EVAL, SET_CONCAT = 0x4, 0x8, 0x10, 0x20, 0x80
 ELEMENT_INTERVAL_END = 1
+
+DYNAMIC_ELEMENTS = 65_535
+"""Elements that rules may add to a dynamic set; the kernel's own choice once a rule does."""
 
 _POLICY_ACCEPT = 1
 _KEY_TYPE_BITS = 6
@@ -167,6 +170,8 @@ def set_flags(declared: Set) -> int:
     flags = SET_INTERVAL if declared.interval else 0
     if declared.data:
         flags |= SET_MAP
+    if declared.dynamic:
+        flags |= SET_TIMEOUT | SET_EVAL
     if declared.interval and len(declared.key) > 1:
         flags |= SET_CONCAT
     return flags
@@ -236,6 +241,8 @@ def _set(declared: Set) -> bytes:
             be32(SET_DATA_TYPE, _VERDICT_TYPE if verdicts else _type_number(declared.data)),
             be32(SET_DATA_LENGTH, 16 if verdicts else width(declared.data)),
         ]
+    if declared.dynamic:
+        parts.append(nest(SET_DESCRIPTION, be32(SET_DESCRIPTION_SIZE, DYNAMIC_ELEMENTS)))
     if declared.interval and len(declared.key) > 1:
         fields = (nest(LIST_ITEM, be32(SET_FIELD_LENGTH, each.size)) for each in declared.key)
         parts.append(nest(SET_DESCRIPTION, nest(SET_DESCRIPTION_CONCAT, *fields)))

@@ -10,7 +10,7 @@ import struct
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from datapath.netlink.attributes import attribute, be32, nest, string, u8
+from datapath.netlink.attributes import attribute, be32, be64, nest, string, u8
 from datapath.nft.rules import (
     L4PROTO,
     AnyOf,
@@ -19,15 +19,23 @@ from datapath.nft.rules import (
     Equals,
     Family,
     Fib,
+    Forget,
     InSet,
+    Lookup,
     MarkBits,
+    Masked,
     Masquerade,
     Meta,
     NoTrack,
     Payload,
+    Protocol,
+    RandomNumber,
     Reject,
     RejectKind,
+    Remember,
+    SetPriority,
     Starts,
+    Translate,
     Verdict,
     VerdictMap,
 )
@@ -37,7 +45,6 @@ if TYPE_CHECKING:
 
     from datapath.nft.rules import (
         Code,
-        Protocol,
         Rule,
         Selector,
         Statement,
@@ -50,7 +57,11 @@ _CMP_EQ, _CMP_NEQ = 0, 1
 _REGISTER_VERDICT = 0
 _LOOKUP_INVERT = 1
 _RANDOM_FULLY = 0x10
-_META_MARK = 3
+_META_PRIORITY, _META_MARK = 2, 3
+_NAT_SOURCE, _NAT_DESTINATION = 0, 1
+_MAP_IPS, _MAP_PORTS = 1, 2
+_UPDATE, _DELETE = 1, 2
+_NUMGEN_RANDOM = 1
 _ICMP_PORT_UNREACHABLE, _ICMPV6_PORT_UNREACHABLE = 3, 4
 _NETWORK_HEADER_BITS = 8
 _HOST_WORD = struct.Struct("=I")
@@ -62,12 +73,12 @@ def expressions(rule: Rule, family: Family) -> Iterator[bytes]:
     Raises ValueError when a value does not fit its selector.
     """
     known: Protocol | None = None
+    if Reject(RejectKind.TCP_RESET) in rule.statements:  # where nft has it
+        yield from _is_protocol(known := Protocol.TCP)
     for statement in rule.statements:
         needed = _protocol(statement)
         if needed is not None and needed is not known:
-            yield from _load((L4PROTO,))
-            yield _compare(bytes([needed]), negate=False)
-            known = needed
+            yield from _is_protocol(known := needed)
         yield from _statement(statement, family)
 
 
@@ -76,9 +87,14 @@ def register(word: int) -> int:
     return 1 + word // 4 if word % 4 == 0 else 8 + word
 
 
+def _is_protocol(protocol: Protocol) -> Iterator[bytes]:
+    yield from _load((L4PROTO,))
+    yield _compare(bytes([protocol]), negate=False)
+
+
 def _protocol(statement: Statement) -> Protocol | None:
     """Return the transport protocol without which the statement's bytes mean nothing."""
-    if isinstance(statement, InSet | VerdictMap):
+    if isinstance(statement, InSet | VerdictMap | Forget):
         selectors: Sequence[Selector] = statement.key
     elif isinstance(statement, Equals | Starts | AnyOf):
         selectors = (statement.selector,)
@@ -109,6 +125,19 @@ def _statement(statement: Statement, family: Family) -> Iterator[bytes]:  # noqa
         case VerdictMap(key, name):
             yield from _load(key)
             yield _lookup(name, 0, be32(3, _REGISTER_VERDICT))
+        case SetPriority(value):
+            if isinstance(value, Lookup):
+                yield from _look_up(value)
+            else:
+                constant = nest(2, attribute(_DATA_VALUE, _HOST_WORD.pack(value)))
+                yield _expression("immediate", be32(1, register(0)), constant)
+            yield _expression("meta", be32(2, _META_PRIORITY), be32(3, register(0)))
+        case Translate():
+            yield from _translate(statement, family)
+        case Remember(name, key, data, timeout):
+            yield from _dynamic(_UPDATE, name, key, data, be64(6, timeout * 1000))
+        case Forget(name, key, data):
+            yield from _dynamic(_DELETE, name, key, data)
         case Verdict(code, chain):
             yield _verdict(code, chain)
         case Counter():
@@ -126,9 +155,9 @@ def _statement(statement: Statement, family: Family) -> Iterator[bytes]:  # noqa
             yield _expression("meta", be32(2, _META_MARK), be32(3, register(0)))
 
 
-def _load(selectors: Sequence[Selector]) -> Iterator[bytes]:
-    """Load selectors into consecutive registers, the first into the first."""
-    words = accumulate(((each.type.size + 3) // 4 for each in selectors), initial=0)
+def _load(selectors: Sequence[Selector], first: int = 0) -> Iterator[bytes]:
+    """Load selectors into consecutive registers from that 4-byte word on."""
+    words = accumulate(((each.type.size + 3) // 4 for each in selectors), initial=first)
     for selector, word in zip(selectors, words, strict=False):
         target = be32(1, register(word))
         match selector:
@@ -140,6 +169,40 @@ def _load(selectors: Sequence[Selector]) -> Iterator[bytes]:
                 yield _expression("ct", target, be32(2, key))
             case Fib(_, _, flags, result):
                 yield _expression("fib", target, be32(2, result), be32(3, flags))
+            case RandomNumber(below, offset):
+                yield _expression("numgen", target, be32(2, below), be32(3, _NUMGEN_RANDOM), be32(4, offset))
+            case Masked(inner, mask):
+                yield from _load((inner,), word)
+                yield _bitwise(_HOST_WORD.pack(mask), bytes(4), word)
+
+
+def _look_up(lookup: Lookup, first: int = 0) -> Iterator[bytes]:
+    """Load what a map holds into the registers from that word on; the key goes through the same."""
+    yield from _load(lookup.key, first)
+    yield _lookup(lookup.map, 0, be32(3, register(first)), first)
+
+
+def _translate(statement: Translate, family: Family) -> Iterator[bytes]:
+    yield from _look_up(statement.target)
+    address, flags = register(0), _MAP_IPS
+    parts = [be32(3, address), be32(4, address)]
+    if statement.port:
+        port = register(4 if family is Family.IPV6 else 1)
+        parts += [be32(5, port), be32(6, port)]
+        flags |= _MAP_PORTS
+    if statement.source:
+        flags |= _RANDOM_FULLY
+    kind = _NAT_SOURCE if statement.source else _NAT_DESTINATION
+    yield _expression("nat", be32(1, kind), be32(2, family), *parts, be32(7, flags))
+
+
+def _dynamic(
+    operation: int, name: str, key: Sequence[Selector], data: Selector, *options: bytes
+) -> Iterator[bytes]:
+    yield from _load((*key, data))
+    behind = register(sum((each.type.size + 3) // 4 for each in key))
+    where = string(1, name) + be32(3, operation) + be32(4, register(0)) + be32(5, behind)
+    yield _expression("dynset", where, *options)
 
 
 def _starts(statement: Starts) -> Iterator[bytes]:
@@ -179,12 +242,12 @@ def _compare(value: bytes, *, negate: bool) -> bytes:
     return _expression("cmp", be32(1, register(0)), operation, nest(3, attribute(_DATA_VALUE, value)))
 
 
-def _bitwise(mask: bytes, xor: bytes) -> bytes:
-    """Register 0 = register 0 & mask ^ xor."""
+def _bitwise(mask: bytes, xor: bytes, word: int = 0) -> bytes:
+    """The register at a word = that register & mask ^ xor."""
     return _expression(
         "bitwise",
-        be32(1, register(0)),
-        be32(2, register(0)),
+        be32(1, register(word)),
+        be32(2, register(word)),
         be32(3, len(mask)),
         nest(4, attribute(_DATA_VALUE, mask)),
         nest(5, attribute(_DATA_VALUE, xor)),
@@ -192,8 +255,8 @@ def _bitwise(mask: bytes, xor: bytes) -> bytes:
     )
 
 
-def _lookup(name: str, flags: int, target: bytes = b"") -> bytes:
-    return _expression("lookup", string(1, name), be32(2, register(0)), target, be32(5, flags))
+def _lookup(name: str, flags: int, target: bytes = b"", word: int = 0) -> bytes:
+    return _expression("lookup", string(1, name), be32(2, register(word)), target, be32(5, flags))
 
 
 def _reject(kind: RejectKind, family: Family) -> bytes:

@@ -146,6 +146,8 @@ def _elements(socket: Socket, key: SetKey, declaration: Mapping[int, bytes]) -> 
     A hash set that is just being resized lists some elements twice and others not at all.
     """
     flags = big_endian(declaration.get(encode.SET_FLAGS, b""))
+    if flags & encode.SET_TIMEOUT:  # rules fill it: nothing to compare
+        return {}
     if flags & encode.SET_INTERVAL:
         found = _list(socket, key)
         if flags & encode.SET_CONCAT:

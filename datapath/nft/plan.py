@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from datapath.netlink.attributes import NLA_F_NESTED, items
 from datapath.nft import encode
-from datapath.nft.observe import ObservedTable
+from datapath.nft.observe import ObservedChain, ObservedRule, ObservedSet, ObservedTable
 from datapath.nft.render import render_element
 from datapath.nft.rules import Family
 
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from datapath.netlink.transport import Message
-    from datapath.nft.observe import ObservedChain, ObservedRuleset, ObservedSet
+    from datapath.nft.observe import ObservedRuleset
     from datapath.nft.rules import Ruleset, Set, Table
 
 TRANSACTION_ELEMENTS = 2048
 """Elements that one transaction adds or deletes at most: some 10 ms of the kernel's lock."""
 
+_PIECE = TRANSACTION_ELEMENTS // 4
 _NAMED_ELEMENTS = 4
 _ATTRIBUTE = struct.Struct("=HH")
 _NOTHING = ObservedTable(0, b"", {}, {})
@@ -97,12 +98,37 @@ def plan(desired: Ruleset, observed: ObservedRuleset) -> list[Transaction]:
 
 def change_elements(changes: Iterable[SetChange]) -> list[Transaction]:
     """Return the transactions that change the elements of sets; normally one for all of them."""
-    return _pack(step for each in changes for step in _element_steps(*each))
+    return _pack(_element_steps(changes))
+
+
+def restructure(old: Table, new: Table) -> list[Transaction] | None:
+    """Return the transactions from one structure of a table to another, the elements left alone.
+
+    Nothing need be read for this: the kernel holds `old`. None when the table must be replaced as a whole.
+    """
+    encoded = encode.encode_table(old)
+    chains = {}
+    for name, chain in encoded.chains.items():
+        rules = (dict(items(each)) for each in chain.rules)
+        chains[name] = ObservedChain(
+            chain.declaration,
+            tuple(
+                ObservedRule(each[encode.RULE_EXPRESSIONS], each.get(encode.RULE_USERDATA, b""))
+                for each in rules
+            ),
+        )
+    sets = {
+        each.name: ObservedSet(encoded.sets[each.name].declaration, dict(each.constant)) for each in old.sets
+    }
+    present = ObservedTable(0, encoded.user_data, sets, chains)
+    if not _is_compatible(new, present):
+        return None
+    return _pack(_repair(new, {each.name: dict(each.constant) for each in new.sets}, present))
 
 
 def _wanted(desired: Ruleset, table: Table, declared: Set) -> Mapping[bytes, bytes]:
     elements = desired.elements.get((*table.key, declared.name), {})
-    return {**elements, **dict.fromkeys(declared.constant, b"")} if declared.constant else elements
+    return {**elements, **dict(declared.constant)} if declared.constant else elements
 
 
 def _is_compatible(table: Table, present: ObservedTable) -> bool:
@@ -156,8 +182,7 @@ def _repair(
     for each in encoded.chains:
         if each not in present.chains:
             yield _Step([encode.new_chain(table, each)], 0, (_said("add", f"chain {name} {each}"),))
-    for declared in table.sets:
-        yield from _set_steps(table, declared, present.sets.get(declared.name), elements[declared.name])
+    yield from _set_steps(table, elements, present)
     structure = _structure(table, encoded, present)
     if structure.messages:
         yield structure
@@ -241,34 +266,46 @@ def covers(wanted: bytes, found: bytes) -> bool:
 
 
 def _set_steps(
-    table: Table, declared: Set, present: ObservedSet | None, wanted: Mapping[bytes, bytes]
+    table: Table, elements: Mapping[str, Mapping[bytes, bytes]], present: ObservedTable
 ) -> Iterator[_Step]:
-    if present is not None and present.elements is None:
-        key = (*table.key, declared.name)
-        yield _Step(
-            [encode.flush_set(key)],
-            0,
-            (_said("replace", f"all elements of set {_table_name(table)} {key[2]}"),),
-        )
-        yield from _element_steps(table, declared, {}, wanted)
-        return
-    current = present.elements if present is not None and present.elements is not None else {}
-    if current != wanted:
-        yield from _element_steps(table, declared, current, wanted)
+    changes = []
+    for declared in table.sets:
+        found, wanted = present.sets.get(declared.name), elements[declared.name]
+        current = found.elements if found is not None else {}
+        if declared.dynamic or current == wanted:
+            continue
+        if current is None:
+            key = (*table.key, declared.name)
+            words = _said("replace", f"all elements of set {_table_name(table)} {key[2]}")
+            yield _Step([encode.flush_set(key)], 0, (words,))
+        changes.append(SetChange(table, declared, current or {}, wanted))
+    yield from _element_steps(changes)
 
 
-def _element_steps(
-    table: Table, declared: Set, current: Mapping[bytes, bytes], wanted: Mapping[bytes, bytes]
-) -> Iterator[_Step]:
-    """Yield the change of a set's elements in pieces that are whole in themselves.
+def _element_steps(changes: Iterable[SetChange]) -> Iterator[_Step]:
+    """Yield the changes of sets in pieces that are whole in themselves, by the sets' ranks.
 
     What is deleted and what takes its place (other data for a key, another cut of a range) is in one piece.
     """
-    old = [key for key, data in current.items() if wanted.get(key) != data]
+    ordered = sorted(changes, key=lambda each: each.declared.rank)
+    for change in ordered:
+        yield from _coming(change)
+    for change in reversed(ordered):
+        if not change.declared.interval:
+            gone = [key for key in change.current if key not in change.wanted]
+            for start in range(0, len(gone), _PIECE):
+                yield _piece(change.table, change.declared, gone[start : start + _PIECE], {})
+
+
+def _coming(change: SetChange) -> Iterator[_Step]:
+    """Yield what is new or has new data; of an interval set also what goes."""
+    table, declared, current, wanted = change
     new = [key for key, data in wanted.items() if current.get(key) != data]
+    old = [key for key in current if key not in wanted] if declared.interval else []
+    old += [key for key in new if key in current]
     if not old and not new:
         return
-    if len(old) + len(new) <= TRANSACTION_ELEMENTS // 4:
+    if len(old) + len(new) <= _PIECE:
         yield _piece(table, declared, old, {key: wanted[key] for key in new})
         return
     half = encode.padded(encode.width(declared.key)) if declared.interval else 0
@@ -278,7 +315,7 @@ def _element_steps(
     reach = b""
     for key, is_new in marked:
         first, last = (key[:half], key[half:]) if half else (key, key)
-        if len(gone) + len(come) >= TRANSACTION_ELEMENTS // 4 and first > reach:
+        if len(gone) + len(come) >= _PIECE and first > reach:
             yield _piece(table, declared, gone, come)
             gone, come = [], {}
         reach = max(reach, last)

@@ -12,20 +12,25 @@ from typing import TYPE_CHECKING
 
 from datapath.nft import rules
 from datapath.nft.elements import parse_verdict, prefix
-from datapath.nft.encode import padded, width
+from datapath.nft.encode import DYNAMIC_ELEMENTS, padded, width
 from datapath.nft.rules import (
     AnyOf,
     Code,
     Counter,
     Equals,
     Family,
+    Forget,
     InSet,
+    Lookup,
     MarkBits,
     Masquerade,
     NoTrack,
     Reject,
     RejectKind,
+    Remember,
+    SetPriority,
     Starts,
+    Translate,
     Verdict,
     VerdictMap,
 )
@@ -120,8 +125,10 @@ def _set(declared: Set, elements: Mapping[bytes, bytes] | None) -> str:
     lines.append(f"\t\ttype {types}")
     if declared.interval:
         lines.append("\t\tflags interval")
+    if declared.dynamic:
+        lines += [f"\t\tsize {DYNAMIC_ELEMENTS}", "\t\tflags dynamic,timeout"]
     if elements is not None:
-        everything = {**elements, **dict.fromkeys(declared.constant, b"")}
+        everything = {**elements, **dict(declared.constant)}
         rendered = [render_element(declared, key, data) for key, data in sorted(everything.items())]
         if rendered:
             lines.append("\t\telements = { " + ",\n\t\t\t     ".join(rendered) + " }")
@@ -158,12 +165,24 @@ def _statement(statement: Statement, family: Family) -> str:  # noqa: C901 - one
         case Starts(selector, value, bits, negate):
             return f"{selector.text} {_not(negate)}{_prefix(selector, value, bits)}"
         case AnyOf(selector, bits):
-            names = _FLAGS[selector.type]
-            return f"{selector.text} " + ",".join(name for bit, name in names.items() if bits & bit)
+            return f"{selector.text} {_bits(selector, bits)}"
         case InSet(key, name, negate):
             return f"{_concatenation(key)} {_not(negate)}@{name}"
         case VerdictMap(key, name):
             return f"{_concatenation(key)} vmap @{name}"
+        case SetPriority(value):
+            return (
+                f"meta priority set {_lookup(value) if isinstance(value, Lookup) else _priority_word(value)}"
+            )
+        case Translate(target, _, source):
+            if source:
+                return f"snat to {_lookup(target)} fully-random"
+            return f"dnat {family.text} to {_lookup(target)}"
+        case Remember(name, key, data, timeout):
+            element = f"{_concatenation(key)} timeout {_duration(timeout)} : {data.text}"
+            return f"update @{name} {{ {element} }}"
+        case Forget(name, key, data):
+            return f"delete @{name} {{ {_concatenation(key)} : {data.text} }}"
         case Verdict():
             return _verdict(statement)
         case Counter():
@@ -196,6 +215,33 @@ def _reject(kind: RejectKind, family: Family) -> str:
         return "reject with tcp reset"
     # Port unreachable is IPv4's and IPv6's default, which nft leaves out.
     return "reject" if family is not Family.INET else "reject with icmpx port-unreachable"
+
+
+def _bits(selector: Selector, bits: int) -> str:
+    if selector == rules.META_PRIORITY:
+        return f"& {_priority_word(bits)} != none"
+    if selector.type == rules.MARK:
+        return f"& 0x{bits:0{_MARK_WIDTH}x} != 0x{0:0{_MARK_WIDTH}x}"
+    return ",".join(name for bit, name in _FLAGS[selector.type].items() if bits & bit)
+
+
+def _priority_word(value: int) -> str:
+    """Return a word of `meta priority` as nft writes it: a traffic control handle."""
+    return f"{value >> 16:x}:{value & 0xFFFF:x}" if value else "none"
+
+
+def _lookup(lookup: Lookup) -> str:
+    return f"{_concatenation(lookup.key)} map @{lookup.map}"
+
+
+def _duration(seconds: int) -> str:
+    """Return seconds as nft writes them, e.g. 1d2h3m4s."""
+    parts = []
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
+        number, seconds = divmod(seconds, size)
+        if number:
+            parts.append(f"{number}{unit}")
+    return "".join(parts) or "0s"
 
 
 def _concatenation(key: Sequence[Selector]) -> str:

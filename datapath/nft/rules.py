@@ -43,6 +43,7 @@ class DataType:
 
 
 VERDICT = DataType("verdict", 1, 16)
+NF_PROTO = DataType("nf_proto", 2, 1)
 IPV4_ADDR = DataType("ipv4_addr", 7, 4)
 IPV6_ADDR = DataType("ipv6_addr", 8, 16)
 INET_PROTO = DataType("inet_proto", 12, 1)
@@ -124,7 +125,43 @@ class Fib:
     result: int
 
 
-Selector: TypeAlias = Payload | Meta | Ct | Fib
+@dataclass(frozen=True, slots=True)
+class RandomNumber:
+    """A number drawn afresh for each packet: `offset` to `offset + below - 1`, a MARK in registers."""
+
+    below: int
+    offset: int = 0
+
+    @property
+    def type(self) -> DataType:
+        """The type that sets declare for it: 4 bytes in host order."""
+        return MARK
+
+    @property
+    def text(self) -> str:
+        """The selector as `nft` writes it."""
+        return f"numgen random mod {self.below}" + (f" offset {self.offset}" if self.offset else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """Some bits of a selector of 4 bytes in host order."""
+
+    selector: Meta
+    mask: int
+
+    @property
+    def type(self) -> DataType:
+        """That of the selector."""
+        return self.selector.type
+
+    @property
+    def text(self) -> str:
+        """The selector as `nft` writes it: tc_handle constants are major:minor in hexadecimal."""
+        return f"{self.selector.text} & {self.mask >> 16:x}:{self.mask & 0xFFFF:x}"
+
+
+Selector: TypeAlias = Payload | Meta | Ct | Fib | RandomNumber | Masked
 
 IP_SADDR = Payload("ip saddr", IPV4_ADDR, 1, 12)
 IP_DADDR = Payload("ip daddr", IPV4_ADDR, 1, 16)
@@ -134,13 +171,18 @@ TH_DPORT = Payload("th dport", INET_SERVICE, 2, 2)
 TCP_DPORT = Payload("tcp dport", INET_SERVICE, 2, 2, Protocol.TCP)
 UDP_DPORT = Payload("udp dport", INET_SERVICE, 2, 2, Protocol.UDP)
 ICMPV6_TYPE_FIELD = Payload("icmpv6 type", ICMPV6_TYPE, 2, 0, Protocol.ICMPV6)
+META_PRIORITY = Meta("meta priority", MARK, 2)
+"""A word that goes with the packet, which nobody needs before it is routed: scratch for our chains. Declared
+as MARK, since sets can't name the type that nft gives it; only the width matters to the kernel."""
 META_MARK = Meta("meta mark", MARK, 3)
+NFPROTO = Meta("meta nfproto", NF_PROTO, 15)
 IIFNAME = Meta("iifname", IFNAME, 6)
 OIFNAME = Meta("oifname", IFNAME, 7)
 L4PROTO = Meta("meta l4proto", INET_PROTO, 16)
 CT_STATE_FIELD = Ct("ct state", CT_STATE, 0)
 CT_STATUS_FIELD = Ct("ct status", CT_STATUS, 2)
 CT_MARK = Ct("ct mark", MARK, 3)
+SADDR_TYPE = Fib("fib saddr type", FIB_ADDRTYPE, 1, 3)
 DADDR_TYPE = Fib("fib daddr type", FIB_ADDRTYPE, 2, 3)
 
 
@@ -222,6 +264,55 @@ class VerdictMap:
 
 
 @dataclass(frozen=True, slots=True)
+class Lookup:
+    """What a map of the same table holds for the concatenated selectors; without it the rule ends."""
+
+    key: tuple[Selector, ...]
+    map: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetPriority:
+    """Sets `meta priority` to a constant or to what a map holds."""
+
+    value: int | Lookup
+
+
+@dataclass(frozen=True, slots=True)
+class Translate:
+    """Destination (or, with `source`, source) NAT to the address, and with `port` the port, that a map holds.
+
+    A source port is chosen at random (fully-random).
+    """
+
+    target: Lookup
+    port: bool = True
+    source: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Adds an element to a dynamic map, or prolongs the one that is there: that keeps its data.
+
+    `timeout` is in seconds. What another map holds can't be the data: nft 1.0.6 aborts when it lists that.
+    """
+
+    map: str
+    key: tuple[Selector, ...]
+    data: Selector
+    timeout: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Deletes an element of a dynamic map; there need be none. The kernel wants data, and ignores them."""
+
+    map: str
+    key: tuple[Selector, ...]
+    data: Selector
+
+
+@dataclass(frozen=True, slots=True)
 class Counter:
     """Counts packets and bytes that come this far in the rule."""
 
@@ -265,6 +356,10 @@ Statement: TypeAlias = (
     | InSet
     | Verdict
     | VerdictMap
+    | SetPriority
+    | Translate
+    | Remember
+    | Forget
     | Counter
     | Masquerade
     | NoTrack
@@ -323,14 +418,19 @@ class Set:
         key: the types whose concatenation is the key.
         data: the types whose concatenation a map holds, or (VERDICT,).
         interval: keys are ranges. With one key type the kernel stores start and end separately.
-        constant: elements that belong to the declaration and are there always, as encoded keys.
+        constant: elements that belong to the declaration and are there always: encoded keys to encoded data.
+        dynamic: rules add elements, which time out; nobody else does, and what they are is nobody's business.
+        rank: in a transaction, additions go by ascending rank, deletions by descending: what refers to
+            elements of another set has a higher rank than that.
     """
 
     name: str
     key: tuple[DataType, ...]
     data: tuple[DataType, ...] = ()
     interval: bool = False
-    constant: tuple[bytes, ...] = ()
+    constant: tuple[tuple[bytes, bytes], ...] = ()
+    dynamic: bool = False
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +447,10 @@ class Table:
     def key(self) -> tuple[int, str]:
         """Family and name, as `datapath.desired.SetElements.table`."""
         return (int(self.family), self.name)
+
+    def __hash__(self) -> int:
+        # Tables are large and few: all their rules need not be walked to find one.
+        return hash((self.family, self.name, self.layout, len(self.sets), len(self.chains)))
 
     def set(self, name: str) -> Set:
         """Return the set of that name. Raises KeyError."""

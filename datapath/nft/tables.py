@@ -11,7 +11,11 @@ What each base chain is for:
 - input: the VXLAN port accepts only what came in untracked (as VXLAN, not by any DNAT), from outside, from a
   known node, to our underlay address.
 - forward: no pod sends to the VXLAN port of anything, and nobody does by way of a DNAT.
-- postrouting: pods' packets that leave the cluster take the node's address.
+- prerouting-ranges, output-ranges: clients of a load balancer come from where its service says.
+- prerouting-nat, output-nat: connections to a service go to one of its endpoints (`services`).
+- input, forward, output-filter: connections to a service that nobody serves are refused or dropped.
+- postrouting: connections to services take the node's address where they must, and so do pods' packets that
+  leave the cluster.
 
 The rules that ask for connection tracking also make the kernel reassemble fragments before any of these
 chains, so a header can't hide in a later fragment.
@@ -20,7 +24,7 @@ chains, so a header can't hide in a later fragment.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from datapath.desired import SetElements
@@ -40,6 +44,7 @@ from datapath.nft.rules import (
     IP_SADDR,
     IPV4_ADDR,
     IPV6_ADDR,
+    L4PROTO,
     OIFNAME,
     RETURN,
     UDP_DPORT,
@@ -55,12 +60,15 @@ from datapath.nft.rules import (
     InSet,
     Masquerade,
     NoTrack,
+    Protocol,
     Set,
     Starts,
     Table,
     goto,
+    jump,
     rule,
 )
+from datapath.nft.services import REFUSE_CHAIN, ServiceOptions, service_chains, service_sets, snat_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,7 +76,7 @@ if TYPE_CHECKING:
     from datapath.nft.rules import Payload, Rule
 
 TABLE = "weft"
-LAYOUT = 1
+LAYOUT = 2
 """Raised with every change of the skeleton that can't be applied chain by chain."""
 
 NODES = "nodes"
@@ -94,6 +102,7 @@ SRCNAT_PRIORITY = 100
 
 _COUNTER = Counter()
 _ANY_VETH = Starts(IIFNAME, b"weft", 32)
+_ANY_LINK_OF_OURS = _ANY_VETH
 _OTHER_LINK = Starts(IIFNAME, b"weft.", 40, negate=True)
 _FROM_POD = (_ANY_VETH, _OTHER_LINK)
 _DISCOVERY_TYPES = (131, 132, 133, 135, 136, 143)
@@ -107,6 +116,7 @@ class TableOptions:
 
     vxlan_port: int = 4789
     masquerade: bool = True
+    services: ServiceOptions = field(default_factory=ServiceOptions)
 
 
 def node_tables(options: TableOptions) -> tuple[Table, ...]:
@@ -133,17 +143,23 @@ def _table(family: Family, options: TableOptions) -> Table:
     address = IPV4_ADDR if family is Family.IPV4 else IPV6_ADDR
     saddr, daddr = (IP_SADDR, IP_DADDR) if family is Family.IPV4 else (IP6_SADDR, IP6_DADDR)
     vxlan = Equals(UDP_DPORT, struct.pack("!H", options.vxlan_port))
+    no_service = rule(AnyOf(CT_STATE_FIELD, CtState.NEW), jump(REFUSE_CHAIN))
     sets = [
         Set(NODES, (address,)),
         Set(LOCAL, (address,)),
         Set(DIRECT, (address,)),
         Set(UNMASQUERADED, (address,), interval=True),
         Set(SOURCES, (IFNAME, address)),
+        *service_sets(family, options.services),
     ]
-    chains = [_source(saddr), _overlay(saddr, daddr)]
+    chains = [_source(saddr), _overlay(saddr, daddr), *service_chains(family, options.services)]
     if family is Family.IPV6:
         sets.append(
-            Set(DISCOVERY, (ICMPV6_TYPE,), constant=tuple(key(bytes([each])) for each in _DISCOVERY_TYPES))
+            Set(
+                DISCOVERY,
+                (ICMPV6_TYPE,),
+                constant=tuple((key(bytes([each])), b"") for each in _DISCOVERY_TYPES),
+            )
         )
         chains.insert(0, _link_local())
     chains += [
@@ -160,7 +176,12 @@ def _table(family: Family, options: TableOptions) -> Table:
             (rule(vxlan, InSet((saddr,), LOCAL), InSet((daddr,), NODES), NoTrack()),),
             Hook("filter", HookPoint.OUTPUT, RAW_PRIORITY),
         ),
-        Chain("input", (rule(vxlan, goto("overlay")),), Hook("filter", HookPoint.INPUT, FILTER_PRIORITY)),
+        Chain(
+            "input",
+            (rule(vxlan, goto("overlay")), no_service),
+            Hook("filter", HookPoint.INPUT, FILTER_PRIORITY),
+        ),
+        Chain("output-filter", (no_service,), Hook("filter", HookPoint.OUTPUT, FILTER_PRIORITY)),
         Chain(
             "forward",
             (
@@ -172,19 +193,23 @@ def _table(family: Family, options: TableOptions) -> Table:
                     DROP,
                     comment="no DNAT leads to VXLAN",
                 ),
+                rule(
+                    _ANY_LINK_OF_OURS,
+                    Equals(L4PROTO, bytes([Protocol.TCP])),
+                    AnyOf(CT_STATE_FIELD, CtState.INVALID),
+                    DROP,
+                    comment="it would show its client a backend's address",
+                ),
+                no_service,
             ),
             Hook("filter", HookPoint.FORWARD, FILTER_PRIORITY),
         ),
     ]
+    leaving = snat_rules(family, SOURCES, options.services.mark)
     if options.masquerade:
-        chains += [
-            _egress(daddr),
-            Chain(
-                "postrouting",
-                (rule(*_FROM_POD, goto("egress")),),
-                Hook("nat", HookPoint.POSTROUTING, SRCNAT_PRIORITY),
-            ),
-        ]
+        chains.append(_egress(daddr))
+        leaving += (rule(*_FROM_POD, goto("egress")),)
+    chains.append(Chain("postrouting", leaving, Hook("nat", HookPoint.POSTROUTING, SRCNAT_PRIORITY)))
     return Table(family, TABLE, LAYOUT, tuple(sets), tuple(chains))
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from ctl.__main__ import cli
 from ctl.exits import Exit
-from daemon.cluster.store import NODE, SERVICE_CIDR
+from daemon.cluster.store import ENDPOINT_SLICE, NODE, SERVICE, SERVICE_CIDR
 from daemon.cni.errors import CODES
 from daemon.config import KEYS
 from daemon.metrics import Metrics
@@ -30,9 +30,17 @@ NO_FINDINGS = frozenset(
     [
         "ApiClient",
         "BearerToken",
+        "ClientIP",
+        "ClusterIP",
+        "EndpointSlice",
+        "ExternalIP",
+        "ExternalName",
         "IgnoreUnknown",
         "InternalIP",
+        "LoadBalancer",
         "NetworkUnavailable",
+        "NodePort",
+        "ToBeDeletedByClusterAutoscaler",
         "WeftIsUp",
         "CheckIpam",
         "ListAttachments",
@@ -81,7 +89,8 @@ def code_rows() -> list[str]:
 def finding_names() -> dict[str, str]:
     """Collects the names of all findings in the daemon's source, with a file that holds each."""
     found = {
-        f"Undecodable{kind.capitalize()}": "daemon/cluster/reflector.py" for kind in (NODE, SERVICE_CIDR)
+        f"Undecodable{kind.capitalize()}": "daemon/cluster/reflector.py"
+        for kind in (NODE, SERVICE_CIDR, SERVICE, ENDPOINT_SLICE)
     }
     for path in sorted((ROOT / "daemon").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

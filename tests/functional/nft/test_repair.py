@@ -186,7 +186,7 @@ def test_masquerading_can_be_switched_off(nft: Nft, space: Space) -> None:
     ruleset = Ruleset(node_tables(TableOptions(masquerade=False)), RULESET.elements)
     nft.apply(plan(ruleset, nft.read()))
     assert_right(nft, space, ruleset)
-    assert "masquerade fully-random" not in space.run("nft", "list", "ruleset")
+    assert "goto egress" not in space.run("nft", "list", "ruleset")
 
 
 def test_a_refused_transaction_names_the_object_and_changes_nothing(nft: Nft, space: Space) -> None:

@@ -66,6 +66,8 @@ def test_the_daemon_may_do_what_it_does_and_nothing_else() -> None:
     network = "networking.k8s.io"
     assert granted == {
         *(("", "nodes", verb) for verb in ("get", "list", "watch")),
+        *(("", "services", verb) for verb in ("list", "watch")),
+        *(("discovery.k8s.io", "endpointslices", verb) for verb in ("list", "watch")),
         *((network, "servicecidrs", verb) for verb in ("list", "watch")),
         ("", "nodes/status", "patch"),
         *(("", "events", verb) for verb in ("create", "patch")),

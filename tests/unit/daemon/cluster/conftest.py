@@ -44,10 +44,11 @@ class FakeApi:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def put(self, name: str, **fields: Any) -> None:
+    def put(self, name: str, labels: dict[str, str] | None = None, **fields: Any) -> None:
         kind = "MODIFIED" if name in self.objects else "ADDED"
         self.version += 1
-        item = {"metadata": {"name": name, "resourceVersion": str(self.version)}, **fields}
+        metadata = {"name": name, "resourceVersion": str(self.version), "labels": labels or {}}
+        item = {"metadata": metadata, **fields}
         self.objects[name] = item
         self._publish({"type": kind, "object": item})
 
@@ -115,7 +116,7 @@ class FakeApi:
         if start and self.expire_pages:
             self.expire_pages -= 1
             return status(410, "Expired")
-        items = list(self.objects.values())
+        items = [item for item in self.objects.values() if selected(request, item)]
         metadata = {"resourceVersion": str(self.version)}
         if limit and start + limit < len(items):
             metadata["continue"] = str(start + limit)
@@ -140,11 +141,26 @@ class FakeApi:
                         for at, event in [] if self.silent else list(self.log):
                             if at > version:
                                 version = at
+                                event = seen(request, event)
                                 await response.write(json.dumps(event).encode() + b"\n")
                         await changed.wait()
         finally:
             self._streams.discard(task)
         return response
+
+
+def selected(request: web.Request, item: dict[str, Any]) -> bool:
+    """Whether an object has the labels of a selector like `a,!b`."""
+    labels = item["metadata"].get("labels", {})
+    terms = [term for term in request.query.get("labelSelector", "").split(",") if term]
+    return all((term.lstrip("!") in labels) is not term.startswith("!") for term in terms)
+
+
+def seen(request: web.Request, event: dict[str, Any]) -> dict[str, Any]:
+    """An event as a watch with a selector sees it: an object that is selected no more is deleted."""
+    if event["type"] in {"ADDED", "MODIFIED"} and not selected(request, event["object"]):
+        return {**event, "type": "DELETED"}
+    return event
 
 
 def status(code: int, reason: str, **headers: str) -> web.Response:

@@ -87,6 +87,21 @@ def test_the_network_condition() -> None:
     assert not decode.node(raw_node(status__conditions=conditions)).network_unavailable
 
 
+def test_the_zone_of_a_node() -> None:
+    raw = raw_node(metadata__labels={"topology.kubernetes.io/zone": "west-1"})
+    assert decode.node(raw).zone == "west-1"
+    assert decode.node(raw_node(metadata__labels={"topology.kubernetes.io/zone": 7})).zone == ""
+    assert decode.node(raw_node()).zone == ""
+
+
+def test_a_node_that_is_leaving() -> None:
+    taint = {"key": "ToBeDeletedByClusterAutoscaler", "value": "1", "effect": "NoSchedule"}
+    assert decode.node(raw_node(spec__taints=[taint])).leaving
+    assert decode.node(raw_node(metadata__deletionTimestamp="2026-01-02T03:04:05Z")).leaving
+    other = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
+    assert not decode.node(raw_node(spec__taints=[other, "x"])).leaving
+
+
 @pytest.mark.parametrize(
     ("pods", "count"), [("110", 110), (250, 250), (None, 0), ("1k", 0), ("-1", 0), ("٣", 0)]
 )

@@ -32,11 +32,11 @@ FAST = Timing(watch=30, idle=30, first_delay=0.01, last_delay=0.05, absent=0.1, 
 class Follower:
     """A reflector at work, and what it fills."""
 
-    def __init__(self, connection: Connection, timing: Timing, *, optional: bool = False) -> None:
+    def __init__(self, connection: Connection, timing: Timing, **options: Any) -> None:
         self.store = Store()
         self.findings = Findings()
         self.metrics = Metrics()
-        resource = Resource("/api/v1/nodes", decode.node, optional=optional)
+        resource = Resource("/api/v1/nodes", decode.node, **options)
         self.reflector = Reflector(
             connection,
             resource,
@@ -169,6 +169,35 @@ async def test_after_a_long_outage_a_server_that_forgot_is_listed_at_once(
     await api.start()
     await until(lambda: api.requests["WATCH"] > watches)
     await until(lambda: "n9" in follower.store.nodes, seconds=0.3)
+
+
+async def test_what_is_not_selected_is_not_there(api: FakeApi, follow: Callable[..., Follower]) -> None:
+    for number in range(8):
+        api.put(f"n{number}", labels={"skip": ""} if number == 3 else {})
+    follower = follow(selector="!skip")
+    await until(lambda: api.requests["WATCH"])
+    assert set(follower.store.nodes) == {f"n{number}" for number in range(8) if number != 3}
+    assert all(query["labelSelector"] == "!skip" for query in api.queries)
+    assert api.requests["GET"] == 3
+
+
+async def test_a_label_that_comes_takes_the_object_away_and_back(
+    api: FakeApi, follow: Callable[..., Follower]
+) -> None:
+    api.put("n0")
+    follower = follow(selector="!skip")
+    await until(lambda: api.requests["WATCH"])
+    api.put("n0", labels={"skip": ""})
+    await until(lambda: not follower.store.nodes)
+    api.put("n0")
+    await until(lambda: "n0" in follower.store.nodes)
+    assert api.requests["GET"] == 1
+
+
+async def test_without_a_selector_none_is_sent(api: FakeApi, follow: Callable[..., Follower]) -> None:
+    follow()
+    await until(lambda: api.requests["WATCH"])
+    assert not any("labelSelector" in query for query in api.queries)
 
 
 async def test_gone_inside_a_watch_lists_again(api: FakeApi, follow: Callable[..., Follower]) -> None:

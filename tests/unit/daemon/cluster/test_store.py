@@ -8,12 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.cluster.model import Node, ServiceCIDR
-from daemon.cluster.store import NODE, SERVICE_CIDR, Key, Store
+from daemon.cluster.model import EndpointSlice, Node, Service, ServiceCIDR
+from daemon.cluster.store import ENDPOINT_SLICE, NODE, SERVICE, SERVICE_CIDR, Key, Store
 
 
 def node(name: str, number: int = 0) -> Node:
     return Node(name, "uid", (bytes((10, 0, 0, number)),), ())
+
+
+def endpoint_slice(name: str, service: str, triggered: float = 0) -> EndpointSlice:
+    return EndpointSlice("shop", name, service, 4, triggered=triggered)
 
 
 async def test_a_subscription_starts_with_all_that_exists() -> None:
@@ -65,9 +69,10 @@ async def test_waiting_for_all_tables() -> None:
     waiting = asyncio.ensure_future(store.wait_synced())
     store.nodes.replace({})
     await asyncio.sleep(0)
-    assert not store.synced
-    assert not waiting.done()
-    store.service_cidrs.replace({})
+    for table in store.tables[1:]:
+        assert not store.synced
+        assert not waiting.done()
+        table.replace({})
     await asyncio.wait_for(waiting, 1)
     assert store.synced
 
@@ -99,6 +104,46 @@ async def test_changes_as_an_iterator_end_with_their_subscription() -> None:
     await changes.aclose()  # type: ignore[attr-defined]
     store.nodes.put("c", node("c"))
     assert not store._subscriptions
+
+
+async def test_a_changed_slice_makes_its_service_dirty() -> None:
+    store = Store()
+    services, slices = store.subscribe(SERVICE), store.subscribe(ENDPOINT_SLICE)
+    store.endpoint_slices.put("shop/web-1", endpoint_slice("web-1", "web"))
+    assert services.take() == {Key(SERVICE, "shop/web")}
+    assert slices.take() == {Key(ENDPOINT_SLICE, "shop/web-1")}
+    assert not store.endpoint_slices.put("shop/web-1", endpoint_slice("web-1", "web", triggered=1))
+    assert not services.take()
+    store.endpoint_slices.remove("shop/web-1")
+    assert not store.endpoint_slices.remove("shop/web-1")
+    assert services.take() == {Key(SERVICE, "shop/web")}
+    assert store.endpoint_slices.of("shop/web") == ()
+
+
+async def test_a_slice_that_moves_makes_both_services_dirty() -> None:
+    store = Store()
+    store.endpoint_slices.put("shop/web-1", endpoint_slice("web-1", "web"))
+    subscription = store.subscribe(SERVICE)
+    subscription.take()
+    store.endpoint_slices.replace({"shop/web-1": endpoint_slice("web-1", "api")})
+    assert subscription.take() == {Key(SERVICE, "shop/web"), Key(SERVICE, "shop/api")}
+    assert store.endpoint_slices.of("shop/web") == ()
+    assert store.endpoint_slices.of("shop/api") == (endpoint_slice("web-1", "api"),)
+
+
+async def test_the_slices_of_a_service_are_in_the_order_of_their_names() -> None:
+    store = Store()
+    for name in ("web-2", "web-3", "web-1"):
+        store.endpoint_slices.put(f"shop/{name}", endpoint_slice(name, "web"))
+    assert [each.name for each in store.endpoint_slices.of("shop/web")] == ["web-1", "web-2", "web-3"]
+    assert store.endpoint_slices.of("shop/none") == ()
+
+
+async def test_services_are_found_when_subscribed_to_after_their_slices() -> None:
+    store = Store()
+    store.endpoint_slices.put("shop/web-1", endpoint_slice("web-1", "web"))
+    store.services.put("shop/web", Service("shop", "web"))
+    assert store.subscribe(SERVICE).take() == {Key(SERVICE, "shop/web")}
 
 
 @given(

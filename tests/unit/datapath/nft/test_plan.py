@@ -31,7 +31,7 @@ def dumped(table: Table, elements: Mapping[tuple[int, str, str], Mapping[bytes, 
     sets = {}
     for each in table.sets:
         declaration = string(1, table.name) + encoded.sets[each.name].declaration + be64(16, 5)
-        content = {**elements.get((*table.key, each.name), {}), **dict.fromkeys(each.constant, b"")}
+        content = {**elements.get((*table.key, each.name), {}), **dict(each.constant)}
         sets[each.name] = ObservedSet(declaration, content)
     chains = {}
     for name, chain in encoded.chains.items():
