@@ -44,6 +44,7 @@ from daemon.findings import LEVELS, Findings
 from daemon.health import Health
 from daemon.metrics import Metrics
 from daemon.reconcile import Reconciler
+from daemon.services import Services
 from datapath import podlinks
 from datapath.kernel import attachment_fragment, attachment_key
 from datapath.snapshot import Recorder
@@ -175,6 +176,16 @@ class Agent:
             recorder=self.recorder,
             on_addresses=self.connection.forsake,
         )
+        self.services = Services(
+            store=self.store,
+            writer=self.writer,
+            config=config,
+            node_name=self.node_name,
+            local=self._local,
+            findings=self.findings,
+            metrics=self.metrics,
+            recorder=self.recorder,
+        )
         self.leases = Leases(self.paths.leases)
         self.attachments = Attachments(Allocator(self.leases, cooldown=config.cooldown_seconds))
         self.deletions = Deletions(self.paths.deletions)
@@ -261,9 +272,11 @@ class Agent:
                     for each in self.attachments.attached()
                 }
             )
+            await self.services.prepare(local)
             forever("reconciler", self.reconciler.run())
             forever("record of the desired state", self.recorder.run())
             await self.reconciler.wait_synced()
+            forever("services", self.services.run())
             self.health.set(KERNEL)
             # What start-up made lives as long as the process: no collection need walk it again.
             gc.collect()

@@ -59,6 +59,10 @@ class Config:
     tx_checksum_offload: Literal["auto", "off"] = "auto"
     masquerade: bool = True
     non_masquerade_cidrs: tuple[str, ...] = ()
+    node_port_addresses: tuple[str, ...] = ()
+    """CIDRs of this node's addresses at which node ports are served; default: the Node's addresses."""
+    masquerade_mark: int = 0x4000
+    """The bit of packets' marks between prerouting and postrouting that asks for this node's address."""
     cooldown_seconds: int = 30
     """How long a released address rests before it is handed out again."""
     resync_seconds: int = 60
@@ -122,6 +126,14 @@ def _integer(low: int, high: int, *also: int) -> Parse:
         return value
 
     return parse
+
+
+def _one_bit(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError  # noqa: TRY004 - one exception type says "not allowed"
+    if not 0 < value < 2**32 or value & (value - 1):
+        raise ValueError
+    return value
 
 
 def _boolean(value: object) -> bool:
@@ -279,6 +291,21 @@ KEYS: tuple[Key, ...] = (
         _CIDRS,
         "Destinations outside the cluster that see pods' own addresses.",
         _cidrs,
+    ),
+    Key(
+        "nodePortAddresses",
+        "node_port_addresses",
+        _CIDRS,
+        "Node ports are served at this node's addresses within these, never at loopback. Default: the Node's"
+        " own addresses.",
+        _cidrs,
+    ),
+    Key(
+        "masqueradeMark",
+        "masquerade_mark",
+        "one bit, 1 to 2147483648",
+        "The bit of packets' marks that asks for the node's address as source; no other agent may use it.",
+        _one_bit,
     ),
     Key(
         "cooldownSeconds",

@@ -14,11 +14,11 @@ from daemon import preflight
 from daemon.cluster.connection import ApiError, UnreachableError
 from daemon.cluster.model import Prefix
 from daemon.cluster.store import NODE, SERVICE_CIDR, Key
+from daemon.compile.tables import table_options
 from daemon.events import mark_network_available
 from datapath import probe, surroundings
 from datapath.errors import DatapathError
 from datapath.netlink.transport import NETLINK_NETFILTER, Socket
-from datapath.nft.tables import TableOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,8 +101,7 @@ async def check_cluster(
 
 async def check_kernel(config: Config, findings: Findings) -> None:
     """Try once what the kernel can do; returns when that is known."""
-    options = TableOptions(vxlan_port=config.vxlan_port, masquerade=config.masquerade)
-    missing = await asyncio.to_thread(probe.missing_features, options)
+    missing = await asyncio.to_thread(probe.missing_features, table_options(config))
     findings.replace(preflight.KERNEL_NAMES, preflight.check_kernel(missing))
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from daemon.compile.local import IPV6, Problem, compile_local, tunnel_family, underlay_addresses
-from daemon.compile.masquerade import sets_fragment
+from daemon.compile.masquerade import node_port_addresses, sets_fragment
 from daemon.compile.overlay import local_fragment, remote
 from datapath import text
-from datapath.nft.tables import TableOptions, node_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,7 +47,6 @@ class Network:
         self.remotes: dict[str, Remote] = {}
         self._node_name = node_name
         self._config = config
-        self._tables = node_tables(TableOptions(vxlan_port=config.vxlan_port, masquerade=config.masquerade))
         self._nodes: dict[str, Node] = {}
         self.links: Sequence[HostLink] = ()
         self._only_ipv6: set[str] = set()
@@ -84,6 +82,8 @@ class Network:
         dirty = {name for name in changed if self._nodes.get(name) != nodes.get(name)}
         self._sets_stale |= self._take_nodes(nodes, dirty)
         self._count_ipv6_only(dirty)
+        # Addresses for node ports come and go with the links'.
+        self._sets_stale |= links != self.links
         self.links = links
         before = self.local
         self._compile_local()
@@ -98,14 +98,20 @@ class Network:
         if self.local is None:
             return changes
         if self._local_stale:
-            changes[LOCAL] = local_fragment(self.local, self._tables)
+            changes[LOCAL] = local_fragment(self.local)
             self._local_stale = False
         names = [self._todo.pop() for _ in range(min(limit or len(self._todo), len(self._todo)))]
         for name in names:
             if name != self._node_name:
                 self._compile_remote(self.local, name, changes)
         if self._sets_stale and not self._todo:
-            changes[SETS] = sets_fragment(self.local, self._nodes, self._direct(), self._config)
+            changes[SETS] = sets_fragment(
+                self.local,
+                self._nodes,
+                self._direct(),
+                self._config,
+                node_port_addresses(self.local, self.links, self._config),
+            )
             self._sets_stale = False
         return changes
 

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from daemon.cluster.model import Node, Prefix
     from daemon.compile.local import LocalNetwork, Vtep
     from datapath.desired import Address, KernelObject, Mac
-    from datapath.nft.rules import Table
 
 
 class Remote(NamedTuple):
@@ -55,7 +54,7 @@ class Remote(NamedTuple):
     problems: tuple[Problem, ...] = ()
 
 
-def local_fragment(local: LocalNetwork, tables: tuple[Table, ...] = ()) -> Fragment:
+def local_fragment(local: LocalNetwork) -> Fragment:
     """Return what this node's own part of the overlay consists of."""
     objects: list[KernelObject] = [
         # First, or forwarding makes the node forget its default route with the next advertisement.
@@ -77,7 +76,7 @@ def local_fragment(local: LocalNetwork, tables: tuple[Table, ...] = ()) -> Fragm
         for cidr in local.pod_cidrs
         if cidr.length < 8 * len(cidr.address)
     ]
-    return Fragment(objects=tuple(objects), tables=tables)
+    return Fragment(objects=tuple(objects))
 
 
 def remote(local: LocalNetwork, node: Node) -> Remote:

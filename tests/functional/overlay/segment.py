@@ -13,6 +13,7 @@ from daemon.cluster.model import Node, Prefix
 from daemon.cluster.store import Store
 from daemon.findings import Findings
 from daemon.reconcile import Reconciler
+from daemon.services import Services
 from datapath import text
 from datapath.attachment import Attachment, AttachRequest
 from datapath.kernel import attachment_fragment, attachment_key
@@ -78,6 +79,14 @@ class Member:
             findings=self.findings,
             namespace=descriptor,
         )
+        self.services = Services(
+            store=self.store,
+            writer=self.writer,
+            config=self.config,
+            node_name=self.name,
+            local=lambda: self.reconciler.local,
+            findings=self.findings,
+        )
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self, *, adopt: bool = True) -> None:
@@ -90,7 +99,9 @@ class Member:
             await self.writer.adopt(
                 {attachment_key(each.host_link): attachment_fragment(each, local.sources) for each in known}
             )
+        await self.services.prepare(local)
         await self._stack.enter_async_context(running(self.reconciler.run()))
+        await self._stack.enter_async_context(running(self.services.run()))
         async with asyncio.timeout(10):
             await self.reconciler.wait_synced()
 
