@@ -252,7 +252,7 @@ class Catalog:
                 if (heir := values.get(frontend)) is not None:
                     self._todo.add(heir)
                 elif self.flows.pop(frontend, None) is not None:
-                    pass
+                    self._stale[frontend] = _NOBODY
         for frontend, owner in new.items():
             if old.get(frontend) != owner:
                 holder = values.get(frontend)
@@ -279,7 +279,7 @@ class Catalog:
         """Keep who may answer at UDP frontends, and where somebody may answer no more."""
         for frontend, serving in flows.items():
             known = self.flows.get(frontend)
-            if known == serving and frontend not in self._stale:
+            if known == serving:
                 continue
             if not known or known - serving or frontend in self._stale:
                 self._stale[frontend] = serving
