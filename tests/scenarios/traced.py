@@ -1,7 +1,7 @@
 """Carries out the table of scenarios without a kernel: objects → decode → compile → rules → packet tracer.
 
-The lab's API storage and controllers make the objects, the daemon's own code compiles them for each node, and a
-packet is traced from host to host until somebody answers it, or nobody.
+The lab's API storage and controllers make the objects, the daemon's own code compiles them for each node, and
+a packet is traced from host to host until somebody answers it, or nobody.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from datapath.nft.tables import pod_sources
 from datapath.trace import Fate as PathFate
 from datapath.trace import Host, Route, trace
 from datapath.underlay import HostLink
-from lab.api.patches import strategic
 from lab.api.selectors import matcher
 from lab.api.storage import Storage
 from lab.endpoint_slices import ZONE
@@ -70,7 +69,7 @@ class End(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way of a packet through all hosts, its probability, and what the first of them remembers after it."""
+    """One way of a packet through all hosts, its probability, and what the first of them remembers of it."""
 
     end: End
     chance: Fraction
