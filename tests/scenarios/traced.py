@@ -36,6 +36,7 @@ from lab.endpoint_slices import ZONE
 from lab.errors import ApiError
 from lab.service_controllers import EndpointSliceController, LoadBalancerController
 from lab.underlay import EXTERNAL_NETWORKS, LOAD_BALANCER_NETWORKS, OUTSIDE, OUTSIDE_NETWORKS, Segment
+from tests.scenarios.frontends import MissingError, locate
 from tests.scenarios.model import Outcome, Source, Spread
 from tests.scenarios.topology import NODES, OLD, OTHER_PORT, PLACES, PORT, UNREADY, ZONES, client, pods
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from datapath.nft.evaluation import Memory
     from lab.api.resources import Object
-    from tests.scenarios.model import Answer, Client, Probe, Scenario, Step, Target
+    from tests.scenarios.model import Answer, Client, Probe, Scenario, Step
 
 UNDERLAY_LINK = "eth0"
 _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
@@ -278,9 +279,10 @@ class TracedCluster:
         return {probe: fault for probe in probes if (fault := self._fault(probe))}
 
     def _fault(self, probe: Probe) -> str:
-        place = self._locate(probe.target, probe.client, probe.family)
-        if isinstance(place, str):
-            return place
+        try:
+            place = self._locate(probe)
+        except MissingError as error:
+            return str(error)
         first = self._nodes[probe.client.node]
         before: Memory = {} if probe.pause and probe.spread is Spread.ALL else first.memory
         ways = self._ways(probe, place, before)
@@ -399,25 +401,13 @@ class TracedCluster:
                 source = _tunnel(balancing.number, family)
         return answer.server, source
 
-    def _locate(self, target: Target, asker: Client, family: int) -> tuple[bytes, int] | str:
-        """The address and port of a frontend; a fault in words where the Service has none such."""
-        if target.kind == "address":
-            return _packed(target.addresses[family == 6]), target.port
-        item = self._storage.get(self._storage.catalogue.named("services"), _SPACE, target.service)
-        spec, port = item["spec"], target.port
-        match target.kind:
-            case "cluster":
-                texts = spec.get("clusterIPs", [])
-            case "external":
-                texts = spec.get("externalIPs", [])
-            case "balancer":
-                ingress = item.get("status", {}).get("loadBalancer", {}).get("ingress", [])
-                texts = [entry["ip"] for entry in ingress]
-            case _:
-                port = next((one["nodePort"] for one in spec["ports"] if one["port"] == port), port)
-                return self._nodes[target.node or asker.node].addresses[family], port
-        found = next((text for text in texts if ip_address(text).version == family), None)
-        return (_packed(found), port) if found else f"the Service has no {target.kind} address of IPv{family}"
+    def _locate(self, probe: Probe) -> tuple[bytes, int]:
+        named = self._storage.catalogue.named("services")
+        target = probe.target
+        service = {} if target.kind == "address" else self._storage.get(named, _SPACE, target.service)
+        node = self._nodes[target.node or probe.client.node]
+        address, port = locate(service, probe, str(ip_address(node.addresses[probe.family])))
+        return _packed(address), port
 
 
 def _tunnel(node: int, family: int) -> bytes:

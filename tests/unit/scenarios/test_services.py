@@ -49,7 +49,7 @@ def test_matrix(busy: TracedCluster, client: str, kind: str, family: int, protoc
     assert {probe.id: fault for probe, fault in busy.faults(rows).items()} == {}
 
 
-@pytest.mark.parametrize("scenario", stories(), ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", tuple(stories()), ids=lambda scenario: scenario.name)
 def test_story(cluster: TracedCluster, scenario: Scenario) -> None:
     try:
         for step in scenario.steps:
