@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from lab.api.patches import strategic
 from lab.echo import ask
 from lab.errors import ApiError
-from lab.underlay import OUTSIDE
+from lab.underlay import OUTSIDE, set_sysctls
 from tests.functional.lab_cluster import NAMESPACE
 from tests.scenarios.frontends import MissingError, locate
 from tests.scenarios.model import Outcome, Source, Spread
@@ -68,6 +68,7 @@ class ServiceCluster:
             )
 
         lab.call(change)
+        self._unlimit_refusals()
         for name in PLACES:
             sandbox = lab.sandbox(name)
             self._nets[name] = sandbox.descriptor
@@ -81,6 +82,12 @@ class ServiceCluster:
             for cidr in lab.call(lab.cluster.node_objects)[node.name]["spec"]["podCIDRs"]:
                 network = cidr.partition("/")[0]
                 self._tunnels[number, ip_address(network).version] = network
+
+    def _unlimit_refusals(self) -> None:
+        """Let the nodes refuse more than one datagram a second and client: the kernel limits ICMP errors."""
+        for node in self.lab.cluster.nodes.values():
+            values = {"net.ipv4.icmp_ratelimit": "0", "net.ipv6.icmp.ratelimit": "0"}
+            set_sysctls(node.namespaces.net, values)
 
     def end_pods(self) -> None:
         """Delete the pods without grace."""
