@@ -68,6 +68,10 @@ class End(NamedTuple):
     source: bytes = b""
 
 
+_LOST = End(Outcome.DROPPED, "nobody: it left for where it has no business, or had no route")
+"""Not what DROPPED means in the table: there a rule drops the packet on a node."""
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
     """One way of a packet through all hosts, its probability, and what the first of them remembers of it."""
@@ -343,8 +347,10 @@ class TracedCluster:
         for path in trace(node.ruleset, packet, node.host, memory):
             after = path.packet
             match path.fate:
-                case PathFate.DROPPED | PathFate.UNROUTED:
+                case PathFate.DROPPED:
                     yield Way(End(Outcome.DROPPED), path.chance, path.memory)
+                case PathFate.UNROUTED:
+                    yield Way(_LOST, path.chance, path.memory)
                 case PathFate.REFUSED | PathFate.DELIVERED:
                     # The nodes' own servers are at another port: nobody listens at this one.
                     yield Way(End(Outcome.REFUSED), path.chance, path.memory)
@@ -375,7 +381,7 @@ class TracedCluster:
             return End(Outcome.ANSWERED, "outside", packet.source) if answered else End(Outcome.REFUSED)
         pod = next((each for each in self._pods.values() if each.link == packet.oif), None)
         if pod is None or packet.destination not in pod.addresses.values():
-            return End(Outcome.DROPPED)
+            return _LOST
         ports = (
             {PORT, PORT + int(pod.name.rpartition("-")[2])} if packet.protocol != 17 else {PORT, OTHER_PORT}
         )
@@ -419,5 +425,6 @@ def _name(item: Object) -> str:
 
 
 def _shown(end: End) -> str:
-    seeing = f" by {end.server} seeing {ip_address(end.source)}" if end.server else ""
+    seeing = f" by {end.server}" + (f" seeing {ip_address(end.source)}" if end.source else "")
+    seeing = seeing if end.server else ""
     return f"{end.outcome.value}{seeing}"
