@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from daemon import health as http
-from daemon import upkeep
+from daemon import tracking, upkeep
 from daemon.admin import paths as admin_paths
 from daemon.admin import server as admin
 from daemon.admin.sources import Health as AdminHealth
@@ -253,6 +253,9 @@ class Agent:
             forever("record of the desired state", self.recorder.run())
             await self.reconciler.wait_synced()
             self.health.set(KERNEL)
+            forever(
+                "connection tracking", tracking.keep(self.config, self.writer, self.findings, self.metrics)
+            )
             # What start-up made lives as long as the process: no collection need walk it again.
             gc.collect()
             gc.freeze()
