@@ -136,7 +136,7 @@ def need(balances: Iterable[Balance]) -> Need:
     sizes: set[int] = set()
     timeouts: set[int] = set()
     for each in balances:
-        sizes.update((len(each.backends), len(each.outside or ())))
+        sizes.update(min(len(some), MOST_BACKENDS) for some in (each.backends, each.outside or ()))
         timeouts.add(each.affinity_seconds)
     return Need(frozenset(sizes - {0}), frozenset(timeouts - {0}))
 

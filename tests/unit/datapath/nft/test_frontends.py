@@ -189,6 +189,7 @@ def test_more_backends_than_the_word_can_count() -> None:
     assert sets["services"] == {place(): number(0x40000 | 0x10000 | MOST_BACKENDS)}
     assert sets["outside"] == {place(): number(MOST_BACKENDS)}
     assert len(sets["endpoints"]) == 2 * MOST_BACKENDS
+    assert need([Balance(many, outside=many)]).sizes == {MOST_BACKENDS}
 
 
 def test_source_ranges_are_intervals_of_place_and_source() -> None:
