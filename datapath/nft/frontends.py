@@ -109,8 +109,9 @@ class Balance:
         backends: sorted, without repetition. With none, `absence` says what clients meet.
         snat: whose source address is replaced.
         outside: with externalTrafficPolicy Local, the backends of who is neither a pod of the cluster nor
-            this node, source kept; with none they are dropped. Pods then get `backends` with their source
-            kept, the node with its source replaced. None where nobody is treated apart.
+            this node, source kept; with none they are dropped. This node's pods then get `backends` with
+            their source kept, other pods and the node with their source replaced. None where nobody is
+            treated apart.
         absence: see there.
         affinity_seconds: for how long a client stays with its backend; 0 for no affinity.
         sources: where clients may come from (loadBalancerSourceRanges); None for everywhere.

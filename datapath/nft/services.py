@@ -49,6 +49,7 @@ from datapath.nft.rules import (
     CT_STATE_FIELD,
     CT_STATUS_FIELD,
     DROP,
+    IIFNAME,
     INET_PROTO,
     INET_SERVICE,
     IP6_DADDR,
@@ -298,7 +299,9 @@ def _dispatch(shape: _Shape, options: ServiceOptions) -> Iterator[Chain]:
     yield Chain(
         shape.chain("split"),
         (
-            rule(from_pod, balance),
+            rule(Starts(IIFNAME, b"weft", 32), Starts(IIFNAME, b"weft.", 40, negate=True), from_pod, balance),
+            # Another node's pod may meet itself, which nothing here could tell on its way out.
+            rule(from_pod, mark, balance),
             rule(Equals(SADDR_TYPE, _LOCAL), mark, balance),
             rule(SetPriority(Lookup(outside.place, outside.words)), goto(outside.chain("balance"))),
         ),
