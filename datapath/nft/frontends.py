@@ -59,6 +59,8 @@ NODE_PORT_PREFIX = "node-port-"
 SIZE_MASK = 0xFFFF
 SNAT_ALWAYS, SNAT_FOREIGN, TREATS_OUTSIDE, HAS_AFFINITY = 0x10000, 0x20000, 0x40000, 0x80000
 OUTSIDE_SLOT = 0x80000000
+OUTSIDE_ID = 1
+"""Set in the ids of outsiders' backends, and of theirs alone."""
 MOST_BACKENDS = SIZE_MASK
 
 _WORD = struct.Struct("=I")
@@ -221,7 +223,7 @@ def _add_ids(
 ) -> None:
     """Number the backends by what they are, so that one keeps its number when others come and go.
 
-    The lowest bit tells outsiders' backends from others': what lives for the ones may not for the others.
+    OUTSIDE_ID tells outsiders' backends from others': what lives for the ones may not for the others.
     """
     taken: set[int] = set()
     for slot, (address, port) in enumerate(backends, first):
@@ -230,6 +232,6 @@ def _add_ids(
         while number in taken:
             number = (number + 2) & 0xFFFFFFFE
         taken.add(number)
-        packed = _WORD.pack(number | (first != 0))
+        packed = _WORD.pack(number | (OUTSIDE_ID if first else 0))
         ids[place + _WORD.pack(slot)] = packed
         sticky[place + packed] = data

@@ -33,6 +33,7 @@ from datapath.nft.frontends import (
     NODE_PORT_PREFIX,
     NODE_SOURCE,
     OUTSIDE,
+    OUTSIDE_ID,
     OUTSIDE_SLOT,
     POD_CIDRS,
     REFUSED,
@@ -341,10 +342,12 @@ def _sticking(shape: _Shape, timeout: int) -> Iterator[Chain]:
     recall = SetPriority(Lookup(client, clients))
     # Of a client that is known this prolongs the memory and leaves it as it is.
     remember = rule(Remember(clients, client, META_PRIORITY, timeout))
-    revisit = rule(Translate(Lookup((*shape.place, META_PRIORITY), shape.set(STICKY))))
+    there = Translate(Lookup((*shape.place, META_PRIORITY), shape.set(STICKY)))
+    # Who came from outside before it was treated apart may remember a backend that is no more for it.
+    own = (AnyOf(META_PRIORITY, OUTSIDE_ID),) if shape.variant else ()
     known, pick = shape.chain(f"known-{timeout}"), shape.chain(f"pick-{timeout}")
     yield Chain(shape.chain(f"stick-{timeout}"), (rule(recall, goto(known)), rule(goto(pick))))
-    yield Chain(known, (remember, revisit, rule(goto(pick))))
+    yield Chain(known, (remember, rule(*own, there), rule(goto(pick))))
     yield Chain(
         pick,
         (
@@ -352,7 +355,7 @@ def _sticking(shape: _Shape, timeout: int) -> Iterator[Chain]:
             rule(VerdictMap((Masked(META_PRIORITY, SIZE_MASK),), shape.chain("draws"))),
             rule(Forget(clients, client, META_PRIORITY)),
             remember,
-            revisit,
+            rule(there),
             rule(_to_endpoint(shape, 1)),
         ),
     )
