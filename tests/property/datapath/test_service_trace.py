@@ -137,8 +137,9 @@ def expected(frontend: Frontend, balance: Balance, sender: Sender) -> Fate | dic
         return Fate.DROPPED
     chosen, replaced = balance.backends, balance.snat is Snat.ALWAYS
     if balance.outside is not None:
-        replaced = sender.address == OURS
-        if not sender.is_pod and not replaced:
+        inside = sender.is_pod or sender.address == OURS
+        replaced = inside and sender.address not in LOCAL
+        if not inside:
             chosen = balance.outside
     elif balance.snat is Snat.FOREIGN:
         replaced = not sender.is_pod
