@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
     from daemon.cluster.model import Node
+    from daemon.compile.catalog import View
     from daemon.compile.local import LocalNetwork
     from daemon.config import Config
 
@@ -370,7 +371,13 @@ class Agent:
             links=links,
             findings=self.findings,
             health=self._admin_health,
+            services=self._views,
         )
+
+    def _views(self, name: str) -> list[View]:
+        catalog = self.services.catalog
+        views = map(catalog.view, [name] if name else sorted(catalog))
+        return [view for view in views if view is not None]
 
     def _admin_health(self) -> AdminHealth:
         synced = self.reconciler.last_sync
