@@ -66,6 +66,7 @@ class Config:
     max_concurrent_adds: int = 64
     metrics_address: str = ":9465"
     health_address: str = ":10256"
+    probe_address: str = "127.0.0.1:9466"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     dns: dict[str, list[str]] = field(default_factory=dict)
@@ -306,7 +307,14 @@ KEYS: tuple[Key, ...] = (
         "healthAddress",
         "health_address",
         _LISTEN,
-        "Where /healthz, /livez and /readyz are served.",
+        "Where load balancers ask for /healthz, as they ask kube-proxy.",
+        _listen,
+    ),
+    Key(
+        "probeAddress",
+        "probe_address",
+        _LISTEN,
+        "Where kubelet asks for /livez and /readyz.",
         _listen,
     ),
     Key(

@@ -57,6 +57,7 @@ VALID: list[tuple[str, str, object]] = [
     ("metricsAddress: ''", "metrics_address", ""),
     ("metricsAddress: '[::1]:9465'", "metrics_address", "[::1]:9465"),
     ("healthAddress: 127.0.0.1:10256", "health_address", "127.0.0.1:10256"),
+    ("probeAddress: ':9466'", "probe_address", ":9466"),
     ("logLevel: debug", "log_level", "debug"),
     ("logFormat: console", "log_format", "console"),
     (

@@ -63,10 +63,12 @@ def test_the_daemon_may_do_what_it_does_and_nothing_else() -> None:
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    network = "networking.k8s.io"
+    network, read = "networking.k8s.io", ("get", "list", "watch")
     assert granted == {
-        *(("", "nodes", verb) for verb in ("get", "list", "watch")),
-        *((network, "servicecidrs", verb) for verb in ("list", "watch")),
+        *(("", "nodes", verb) for verb in read),
+        *(("", kind, verb) for kind in ("pods", "namespaces", "services") for verb in read),
+        *(("discovery.k8s.io", "endpointslices", verb) for verb in read),
+        *((network, kind, verb) for kind in ("servicecidrs", "networkpolicies") for verb in read),
         ("", "nodes/status", "patch"),
         *(("", "events", verb) for verb in ("create", "patch")),
     }
@@ -101,7 +103,14 @@ def test_probes_ask_where_the_daemon_answers() -> None:
     ports = {port["name"]: port["containerPort"] for port in weftd["ports"]}
     assert ports == {
         "metrics": int(Config().metrics_address.rpartition(":")[2]),
-        "health": int(Config().health_address.rpartition(":")[2]),
+        "probes": int(Config().probe_address.rpartition(":")[2]),
     }
-    assert weftd["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "health"}
-    assert weftd["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "health"}
+    host = Config().probe_address.rpartition(":")[0]
+    assert weftd["livenessProbe"]["httpGet"] == {"path": "/livez", "host": host, "port": "probes"}
+    assert weftd["readinessProbe"]["httpGet"] == {"path": "/readyz", "host": host, "port": "probes"}
+
+
+def test_a_port_that_kube_proxy_may_hold_keeps_no_agent_from_its_node() -> None:
+    """A declared port of a pod in the host network is one that the scheduler wants to be free."""
+    declared = {port["containerPort"] for port in pod()["containers"][0]["ports"]}
+    assert int(Config().health_address.rpartition(":")[2]) not in declared
