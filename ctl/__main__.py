@@ -10,6 +10,7 @@ from ctl.commands.diff import diff
 from ctl.commands.ipam import ipam
 from ctl.commands.nodes import nodes
 from ctl.commands.status import status
+from ctl.commands.uninstall import uninstall
 from ctl.invocation import Invocation, shared_options
 
 
@@ -44,7 +45,7 @@ def cli(context: click.Context) -> None:
     context.ensure_object(Invocation)
 
 
-for command in (status, attachments, ipam, nodes, diff, completion):
+for command in (status, attachments, ipam, nodes, diff, completion, uninstall):
     cli.add_command(command)
 
 

@@ -11,7 +11,14 @@ import pytest
 from tests.e2e.cluster import network
 from tests.e2e.cluster.api import is_ready
 from tests.e2e.cluster.processes import ClusterError, wait_for
-from tests.e2e.cluster.traffic import FAMILIES, outside_server, seen_from_node, seen_from_pod, url
+from tests.e2e.cluster.traffic import (
+    FAMILIES,
+    outside_server,
+    seen_from_node,
+    seen_from_outside,
+    seen_from_pod,
+    url,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,6 +133,12 @@ def test_pods_reach_their_own_and_the_other_node(
             assert seen == pod.addresses[family]
         else:  # through the overlay's masquerade or a direct route
             assert seen in (home.addresses[family], pod.addresses[family])
+
+
+@pytest.mark.parametrize("family", [0, 1], ids=FAMILIES)
+def test_the_outside_reaches_the_nodes(cluster: Cluster, node_servers: None, family: int) -> None:
+    for node in cluster.nodes.values():
+        assert seen_from_outside(url(node.addresses[family], port=NODE_PORT)) == network.SERVER[family]
 
 
 def test_kubelet_runs_commands_and_reads_logs(cluster: Cluster, pods: list[Pod]) -> None:

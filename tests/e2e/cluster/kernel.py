@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 # What changes by itself: the state of entries the kernel learned, counters, ages, handles.
 VOLATILE = re.compile(
-    r"\s*(counter packets \d+ bytes \d+|# handle \d+|expires \S+|(valid|preferred)_lft \S+)"
+    r"\s*(counter packets \d+ bytes \d+|# handle \d+|expires \S+|(valid|preferred)_lft \S+"
+    r"|(REACHABLE|STALE|DELAY|PROBE) *$)"
 )
 
 
@@ -47,7 +48,7 @@ def holdings(node: Node) -> Holdings:
             for entry in link["addr_info"]
         ),
         routes=frozenset(VOLATILE.sub("", line) for part in routes for line in part.splitlines()),
-        neighbours=frozenset(line for part in neighbours for line in part.splitlines()),
+        neighbours=frozenset(VOLATILE.sub("", line) for part in neighbours for line in part.splitlines()),
         rules=frozenset(
             VOLATILE.sub("", line).strip() for line in node.run("nft", "list", "ruleset").splitlines()
         ),
@@ -79,11 +80,14 @@ PLACES = ("/etc/cni", "/opt/cni", "/run", "/etc/weft")
 
 def belongings(node: Node) -> Belongings:
     """Looks at all of it; what containerd and kubelet keep for themselves is left out."""
+    kernel = holdings(node)
+    # The kernel's own, as long as the node forwards IPv6, which it is left doing.
+    anycast = frozenset(line for line in kernel.routes if line.startswith("4 ") and " table 255 " in line)
     listed = node.run("find", *PLACES, "-path", "/run/containerd", "-prune", "-o", "-print", check=False)
     table = (line.split() for line in node.run("cat", "/proc/mounts").splitlines())
     theirs = ("/run/containerd/", "/var/lib/kubelet/pods/", "/run/netns/cni-")
     return Belongings(
-        holdings(node),
+        replace(kernel, routes=kernel.routes - anycast),
         frozenset(path for path in listed.splitlines() if "/netns/" not in path),
         frozenset(f"{words[1]} {words[2]}" for words in table if not words[1].startswith(theirs)),
     )
