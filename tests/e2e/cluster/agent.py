@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.e2e.cluster.api import Api, Object
     from tests.e2e.cluster.node import Node
 
-PODS = "/api/v1/namespaces/kube-system/pods?labelSelector=app.kubernetes.io%2Fname%3Dweft"
+AGENT_PODS = "/api/v1/namespaces/kube-system/pods?labelSelector=app.kubernetes.io%2Fname%3Dweft"
 EXCLUDE = "weft.dev/exclude"
 PROGRAMS = "/opt/weft/bin"
 """In the agent's image."""
@@ -49,7 +49,7 @@ class Agent:
 
     def pods(self) -> list[Object]:
         """The agent's pods on this node; two while one takes the other's place."""
-        return [pod for pod in self.api.items(PODS) if pod["spec"].get("nodeName") == self.node.name]
+        return [pod for pod in self.api.items(AGENT_PODS) if pod["spec"].get("nodeName") == self.node.name]
 
     def run(self, program: str, *arguments: str, check: bool = True) -> str:
         """Runs a program of the image beside the daemon, also while the API server is away."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from tests.e2e.cluster import manifests
-from tests.e2e.cluster.agent import EXCLUDE
+from tests.e2e.cluster.agent import AGENT_PODS, EXCLUDE
 from tests.e2e.cluster.api import is_ready
 from tests.e2e.cluster.processes import wait_for
 
@@ -24,7 +24,6 @@ NAMESPACE = "kube-system"
 AGENTS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 DAEMONSET = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/weft"
 CONFIGMAP = f"/api/v1/namespaces/{NAMESPACE}/configmaps/weft"
-LABEL = "labelSelector=app.kubernetes.io%2Fname%3Dweft"
 
 
 def image_of(objects: list[Object]) -> str:
@@ -69,7 +68,7 @@ class Deployment:
         """The agents' pods by node; those that end are left out."""
         return {
             pod["spec"]["nodeName"]: pod
-            for pod in self.api.items(f"{AGENTS}?{LABEL}")
+            for pod in self.api.items(AGENT_PODS)
             if not pod["metadata"].get("deletionTimestamp") and "nodeName" in pod["spec"]
         }
 
@@ -82,7 +81,7 @@ class Deployment:
         template = annotations["deprecated.daemonset.template.generation"]
         nodes = [node["metadata"] for node in self.api.items("/api/v1/nodes")]
         wanted = [node["name"] for node in nodes if EXCLUDE not in node["labels"]]
-        pods = self.api.items(f"{AGENTS}?{LABEL}")
+        pods = self.api.items(AGENT_PODS)
         ready = [
             pod["spec"].get("nodeName")
             for pod in pods
