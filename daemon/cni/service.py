@@ -1,10 +1,10 @@
 """The CNI verbs: what a request of the shim means, which job of the writer does it, what the runtime is told.
 
 An ADD costs one hop to the writer's thread, where everything about attachments happens, one job after the
-other: no lock is needed to keep two requests for one attachment apart. ADDs that wait one behind the other are
-one job, so that a burst pays for records and elements once for several. The writer finishes a job that it has
-begun even when the caller goes away; one that still waits is dropped with its caller. Owns no sockets and no
-kernel state.
+other: no lock is needed to keep two requests for one attachment apart. ADDs that wait in a row are one job,
+so that a burst pays for records and elements once for several. The writer finishes a job that it has begun
+even when the caller goes away; one that still waits is dropped with its caller. Owns no sockets and no kernel
+state.
 """
 
 from __future__ import annotations
