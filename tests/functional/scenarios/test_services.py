@@ -27,6 +27,19 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 MATRIX = without(matrix(), "sctp")
 STORIES = tuple(stories())
+FOREIGN = """table inet foreign {
+	set s {
+		type ipv4_addr
+		elements = { 192.0.2.9 }
+	}
+
+	chain c {
+		type filter hook forward priority filter + 10; policy accept;
+		ip saddr @s accept
+	}
+}
+"""
+"""Another program's table, as nft lists it."""
 
 
 @contextlib.contextmanager
@@ -34,6 +47,8 @@ def service_cluster(state: Path, routes: Routes = "known") -> Iterator[ServiceCl
     with LabCluster(state, nodes=len(ZONES), zones=ZONES, routes=routes) as lab:
         cluster = ServiceCluster(lab)
         cluster.prepare()
+        for name in lab.cluster.nodes:
+            lab.sh(name, f"nft '{FOREIGN}'")
         yield cluster
         cluster.end_pods()
 
@@ -53,11 +68,13 @@ def tidy(cluster: ServiceCluster) -> Iterator[ServiceCluster]:
 
 
 def undisturbed(cluster: ServiceCluster) -> None:
-    """The kernels are as desired and can be listed."""
+    """The kernels are as desired and can be listed, and what is another's is as it was."""
     lab = cluster.lab
     lab.wait(lambda: not lab.differences(), "kernels as desired", 5)
     for name in lab.cluster.nodes:
-        assert "weft" in lab.sh(name, "nft list ruleset")
+        listing = lab.sh(name, "nft list ruleset")
+        assert "table ip weft" in listing
+        assert FOREIGN in listing
 
 
 @pytest.fixture(scope="module")
