@@ -11,6 +11,7 @@ from ctl.commands.ipam import ipam
 from ctl.commands.nodes import nodes
 from ctl.commands.services import services
 from ctl.commands.status import status
+from ctl.commands.uninstall import uninstall
 from ctl.invocation import Invocation, shared_options
 
 
@@ -45,7 +46,7 @@ def cli(context: click.Context) -> None:
     context.ensure_object(Invocation)
 
 
-for command in (status, attachments, ipam, nodes, services, diff, completion):
+for command in (status, attachments, ipam, nodes, services, diff, completion, uninstall):
     cli.add_command(command)
 
 

@@ -262,6 +262,9 @@ class Agent:
         forever(
             "health", http.serve(config.health_address, self.health.routes(), findings, key="healthAddress")
         )
+        forever(
+            "probes", http.serve(config.probe_address, self.health.routes(), findings, key="probeAddress")
+        )
         routes = http.metrics_routes(self.metrics)
         forever("metrics", http.serve(config.metrics_address, routes, findings, key="metricsAddress"))
         forever("events", self.events.run())

@@ -39,6 +39,7 @@ MAKE_TARGETS = (
 
 _OWNER = "an object with start and stop, which cancels and awaits its own task"
 RAW_TASKS: dict[str, str] = {
+    "daemon/cni/server.py": "a call ends with its answer or its client; stop awaits the others or ends them",
     "lab/api/server.py": _OWNER,
     "lab/cluster.py": _OWNER,
     "lab/daemon_process.py": _OWNER,
