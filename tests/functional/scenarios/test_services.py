@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.functional.lab_cluster import LabCluster
-from tests.functional.service_probes import ServiceCluster, without
+from tests.functional.service_probes import ServiceCluster
 from tests.scenarios.matrix import matrix
 from tests.scenarios.stories import stories
 from tests.scenarios.topology import PROTOCOLS, ZONES
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-MATRIX = without(matrix(), "sctp")
+MATRIX = matrix()
 STORIES = tuple(stories())
 FOREIGN = """table inet foreign {
 	set s {
@@ -92,8 +92,6 @@ def answers(cluster: ServiceCluster) -> Iterator[dict[Probe, str]]:
 @pytest.mark.parametrize("kind", ["cluster", "nodeport", "balancer", "external"])
 @pytest.mark.parametrize("client", ["pod", "node", "outside"])
 def test_matrix(answers: dict[Probe, str], client: str, kind: str, family: int, protocol: str) -> None:
-    if protocol == "sctp":
-        pytest.skip("this kernel has no SCTP sockets; the packet tracer walks these rows")
     chosen = (client, kind, family, protocol)
     rows = [
         probe
