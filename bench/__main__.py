@@ -25,6 +25,7 @@ BENCHES = {
     "flows": "stale UDP flows deleted among 50,000, against the program conntrack",
     "service-changes": "Services inside the daemon: first load, one change, resync, repair, up to 30,000",
     "first-packet": "a new connection to a ClusterIP among 10, 10,000 and 30,000 Services",
+    "services": "Services from the API to what a connection sees, against the real kube-proxy",
     "cni": "ADD and DEL as a runtime sees them, against reference plugins",
     "memory": "the daemon's memory at rest and at scale",
     "startup": "from the daemon's start until it is ready",
