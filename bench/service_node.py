@@ -7,7 +7,6 @@ reconcilers and writer run here, on a namespace made for it; no API server, no w
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import sys
@@ -18,7 +17,7 @@ import uvloop
 
 from bench import service_objects as objects
 from bench.spaces import node_space, resident_mebibytes, run
-from daemon import logs
+from daemon import collection, logs
 from daemon.cluster import decode_services
 from daemon.cluster.model import Node, Prefix
 from daemon.cluster.store import Store
@@ -65,8 +64,7 @@ async def measure(name: str, namespace: int, count: int) -> dict[str, Any]:
         figures["load"] = time.perf_counter() - began
         tasks.append(group.create_task(node.services.run()))
         await node.applied.wait()
-        gc.collect()
-        gc.freeze()
+        collection.settle()
         figures["memory"] = resident_mebibytes() - empty
         figures["change"] = [await node.timed(change) for change in node.changes(count)]
         figures["add"] = [await node.timed(change) for change in node.additions(count)]
@@ -164,6 +162,7 @@ class _Node:
 def main(count: int) -> None:
     """Measure and print."""
     logs.configure("error", "json")
+    collection.slow_down()
     name = f"weft-bench-services-{os.getpid()}"
     with node_space(name, "172.16.0.1/12") as namespace:
         print(json.dumps(uvloop.run(measure(name, namespace, count))))
