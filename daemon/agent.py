@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import shutil
 import signal
@@ -22,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from daemon import collection, tracking, upkeep
 from daemon import health as http
-from daemon import tracking, upkeep
 from daemon.admin import paths as admin_paths
 from daemon.admin import server as admin
 from daemon.admin.sources import Health as AdminHealth
@@ -258,6 +257,7 @@ class Agent:
             self._tasks.append(group.create_task(_never_ending(name, body), name=name))
 
         config, findings = self.config, self.findings
+        collection.slow_down()
         forever("heartbeat", self.health.run())
         forever(
             "health", http.serve(config.health_address, self.health.routes(), findings, key="healthAddress")
@@ -302,9 +302,7 @@ class Agent:
             forever(
                 "connection tracking", tracking.keep(self.config, self.writer, self.findings, self.metrics)
             )
-            # What start-up made lives as long as the process: no collection need walk it again.
-            gc.collect()
-            gc.freeze()
+            collection.settle()
             await self.cni_server.start()
         forever("CNI socket", self.cni_server.run())
         forever("garbage", self.garbage.run())
