@@ -125,29 +125,37 @@ class Node(RuleBasedStateMachine):
             self.sandboxes[number] = netns, AttachmentKey("weft", f"c{self.serial}", "eth0")
         return self.sandboxes[number]
 
-    @rule(number=numbers, fuse=st.one_of(st.just(-1), steps), lost=st.booleans())
-    def add(self, number: int, fuse: int, lost: bool) -> None:
-        netns, key = self.sandbox(number)
-        if key in self.told:
+    @rule(
+        chosen=st.lists(numbers, min_size=1, max_size=5),
+        fuse=st.one_of(st.just(-1), st.integers(0, 40)),
+        lost=st.booleans(),
+    )
+    def add(self, chosen: list[int], fuse: int, lost: bool) -> None:
+        """Several at once, as they wait in a burst."""
+        asked = [self.sandbox(number) for number in chosen]
+        asked = [(netns, key) for netns, key in asked if key not in self.told]
+        if not asked:
             return
 
         def work() -> None:
-            request = Request(key, netns, POOLS, (), 1450, ("", "", ""))
-            try:
-                added = self.attachments.add(self.kernel, request)
-            except ExhaustedError:
-                assert len(self.attachments.ipam.records()) == SIZE
-                return
-            except CniError as error:
-                assert error.code is Code.ALREADY_ATTACHED  # noqa: PT017
-                assert key in self.unsure
-                return
-            self.told[key] = added.record.addresses
-            self.unsure.discard(key)
+            requests = [Request(key, netns, POOLS, (), 1450, ("", "", "")) for netns, key in asked]
+            for request, outcome in zip(
+                requests, self.attachments.add_all(self.kernel, requests), strict=True
+            ):
+                if isinstance(outcome, ExhaustedError):
+                    assert len(self.attachments.ipam.records()) == SIZE
+                elif isinstance(outcome, CniError):
+                    assert outcome.code is Code.ALREADY_ATTACHED
+                    assert request.key in self.unsure or request.key in self.told
+                elif isinstance(outcome, Exception):
+                    raise outcome
+                else:
+                    self.told[request.key] = outcome.record.addresses
+                    self.unsure.discard(request.key)
 
         if not self.run(fuse, work, lost=lost):
             # Nobody was told whether it was done. The runtime deletes it, sooner or later or never.
-            self.unsure.add(key)
+            self.unsure.update(key for _, key in asked)
 
     @rule(number=numbers, fuse=st.one_of(st.just(-1), steps))
     def delete(self, number: int, fuse: int) -> None:
