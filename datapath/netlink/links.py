@@ -165,6 +165,14 @@ def decode_link(payload: bytes) -> LinkState:
     )
 
 
+def decode_link_name(payload: bytes) -> tuple[int, str, bool]:
+    """Return of the same payload only the index, the name and whether it is up. Raises NetlinkFormatError."""
+    _, _, index, flags, _ = _IFINFOMSG.unpack_from(payload)
+    # The name comes first, and the rest is long.
+    name = next((value for kind, value in items(payload, _IFINFOMSG.size) if kind == _IFLA_IFNAME), b"")
+    return index, text(name), bool(flags & IFF_UP)
+
+
 def decode_pair(payload: bytes) -> tuple[int, int]:
     """Return both indices from the echo of `new_veth`: that of the end here and that of its peer."""
     # In place: the echo has some thirty attributes, and this is on the path of every ADD.
