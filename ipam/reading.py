@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 from ipam.errors import StoreError
 from ipam.pool import Usage
-from ipam.store import SCHEMA, boot_id, record_of
+from ipam.schema import SCHEMA, version
+from ipam.store import boot_id, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -69,10 +70,10 @@ def read(path: str, *, boot: str | None = None) -> Reading:
 
 def _read(database: sqlite3.Connection, path: str, boot: str) -> Reading:
     database.execute("BEGIN")
-    version = int(database.execute("PRAGMA user_version").fetchone()[0])
-    if version != SCHEMA:
+    found = version(database)
+    if found != SCHEMA:
         raise ValueError(
-            f"its schema is version {version}, this weftctl knows {SCHEMA}: use that of the daemon"
+            f"its schema is version {found}, this weftctl knows {SCHEMA}: use that of the daemon"
         )
     age = _age(path)
     if database.execute("SELECT id FROM boot").fetchone() != (boot,):

@@ -20,31 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from ipam.errors import DuplicateError, StoreError, UnknownAttachmentError, UnreadableStoreError
 from ipam.record import AttachmentKey, Record, State
+from ipam.schema import NewerSchemaError, upgrade
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     Statement = tuple[str, tuple[Any, ...]]
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-SCHEMA = 1
-_CREATE = (
-    "CREATE TABLE boot (id TEXT NOT NULL) STRICT",
-    """CREATE TABLE attachments (
-        network TEXT NOT NULL, container_id TEXT NOT NULL, ifname TEXT NOT NULL,
-        netns TEXT NOT NULL, host_link TEXT NOT NULL UNIQUE,
-        mac BLOB NOT NULL CHECK (length(mac) = 6), mtu INTEGER NOT NULL,
-        address4 BLOB UNIQUE CHECK (length(address4) = 4), address6 BLOB UNIQUE CHECK (length(address6) = 16),
-        pod_namespace TEXT NOT NULL, pod_name TEXT NOT NULL, pod_uid TEXT NOT NULL,
-        state INTEGER NOT NULL, created REAL NOT NULL,
-        PRIMARY KEY (network, container_id, ifname)) STRICT, WITHOUT ROWID""",
-    """CREATE TABLE released (
-        position INTEGER PRIMARY KEY, address BLOB NOT NULL UNIQUE, at INTEGER NOT NULL) STRICT""",
-)
-MIGRATIONS: Mapping[int, tuple[str, ...]] = {}
-"""Statements that bring a database of the given version to the next; one transaction runs all that are
-needed."""
-
 _TRANSIENT = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL}
 )
@@ -76,6 +59,7 @@ class Store:
         fresh: nothing was known when it was opened (new, of another boot, damaged), so the caller must look
             into the kernel for attachments before it hands out an address.
         aside: where an unreadable file was moved; "" when there was none.
+        reason: why it could not be read, in words.
         voided: how many attachments of an earlier boot were dropped when it was opened.
         records: all attachments; read only.
         released: released addresses and when (nanoseconds of `clock`), released first comes first; read only.
@@ -89,7 +73,7 @@ class Store:
         """
         self.path = path
         self.clock = clock
-        self.aside = ""
+        self.aside = self.reason = ""
         self.voided = 0
         self._closed = False
         self._boot = boot_id() if boot is None else boot
@@ -99,7 +83,8 @@ class Store:
         try:
             self._database = self._open()
             self.fresh = not self._load()
-        except UnreadableStoreError:
+        except UnreadableStoreError as error:
+            self.reason = str(error)
             self._set_aside()
             self._database = self._open()
             self.fresh = not self._load()
@@ -229,29 +214,14 @@ class Store:
         try:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=OFF")
-            self._upgrade(database)
-        except sqlite3.DatabaseError as error:
+            upgrade(database)
+        except (sqlite3.DatabaseError, NewerSchemaError) as error:
             database.close()
-            raise UnreadableStoreError(f"{self.path} is damaged: {error}") from error
+            raise UnreadableStoreError(str(error)) from error
         except BaseException:
             database.close()
             raise
         return database
-
-    def _upgrade(self, database: sqlite3.Connection) -> None:
-        version = int(database.execute("PRAGMA user_version").fetchone()[0])
-        if version > SCHEMA:
-            raise UnreadableStoreError(f"{self.path} was written by a newer Weft (schema {version})")
-        steps = (
-            _CREATE if version == 0 else [step for old in range(version, SCHEMA) for step in MIGRATIONS[old]]
-        )
-        if not steps:
-            return
-        database.execute("BEGIN IMMEDIATE")
-        for step in steps:
-            database.execute(step)
-        database.execute(f"PRAGMA user_version={SCHEMA}")
-        database.execute("COMMIT")
 
     def _load(self) -> bool:
         """Read all rows into memory; return whether they are of this boot."""
@@ -259,7 +229,7 @@ class Store:
             return self._read()
         except (sqlite3.DatabaseError, ValueError) as error:
             self._database.close()
-            raise UnreadableStoreError(f"{self.path} is damaged: {error}") from error
+            raise UnreadableStoreError(str(error)) from error
 
     def _read(self) -> bool:
         database = self._database

@@ -114,9 +114,9 @@ class Garbage:
             self._findings.report(
                 _UNREADABLE_STATE,
                 "warning",
-                f"{store.path} could not be read and was moved to {store.aside}; the attachments "
-                "were rebuilt "
-                "from their links; look for a full or failing disk, then remove the file",
+                f"{store.path} could not be read ({store.reason}) and was moved to {store.aside}; the "
+                "attachments were rebuilt from their links; unless a newer Weft wrote it, look for a full or "
+                "failing disk; then remove the file",
             )
         if store.voided:
             log.info("the node was restarted: what was attached before is void", attachments=store.voided)
