@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ipam.errors import DuplicateError, ExhaustedError
+from ipam import ports as host_ports
+from ipam.errors import DuplicateError, ExhaustedError, PortTakenError
 from ipam.pool import QUEUE_LIMIT, RESERVED_LOW, Released, Usage, choose
 from ipam.record import Record, State
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ipam.pool import Pool
+    from ipam.ports import PortMapping
     from ipam.record import AttachmentKey
     from ipam.store import Store
 
@@ -76,6 +78,7 @@ class Allocator:
         mac: bytes,
         mtu: int,
         pod: tuple[str, str, str] = ("", "", ""),
+        ports: tuple[PortMapping, ...] = (),
     ) -> Record:
         """Record the intent to attach, with one address of each family that the pools have.
 
@@ -87,9 +90,11 @@ class Allocator:
             mac: of the pod's interface.
             mtu: of the pod's interface.
             pod: the pod's namespace, name and UID, as far as known.
+            ports: ports of the node that are to lead to the pod.
 
         Raises:
             ExhaustedError: a family has no address left; nothing was recorded.
+            PortTakenError: another attachment holds one of the ports; nothing was recorded.
             DuplicateError: the key or the link is recorded already.
             StoreError: the database can't be written.
         """
@@ -97,6 +102,8 @@ class Allocator:
             raise DuplicateError(f"attachment {key} is recorded already")
         now = self.store.clock()
         addresses = tuple(self._choose(family, now) for family in _by_family(pools))
+        if ports:
+            self._require_free(ports, addresses)
         record = Record(
             key=key,
             netns=netns,
@@ -108,6 +115,7 @@ class Allocator:
             pod_name=pod[1],
             pod_uid=pod[2],
             created=now / _SECOND,
+            ports=ports,
         )
         self.store.insert(record)
         for queue in self._queues.values():
@@ -167,6 +175,14 @@ class Allocator:
     def usage(self, pools: Iterable[Pool]) -> tuple[Usage, ...]:
         """Return each pool's figures."""
         return tuple(self._usage(pool) for pool in pools)
+
+    def _require_free(self, ports: tuple[PortMapping, ...], addresses: tuple[bytes, ...]) -> None:
+        wanted = host_ports.claims(ports, map(len, addresses))
+        for other in self.store.records.values():
+            if other.ports:
+                held = host_ports.claims(other.ports, map(len, other.addresses))
+                for claim in wanted.keys() & held.keys():
+                    raise PortTakenError(wanted[claim], other)
 
     def _usage(self, pool: Pool) -> Usage:
         now = self.store.clock()
