@@ -15,6 +15,7 @@ from datapath.attachment import host_objects
 from datapath.desired import Fragment, Route
 from datapath.errors import DatapathError
 from datapath.netlink.links import decode_link, get_links
+from datapath.nft.hostports import host_port_elements, host_port_sets, read_host_ports
 from datapath.nft.tables import pod_sources
 from datapath.underlay import read_links
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from datapath.attachment import Attached, Attachment, AttachRequest, Detached
     from datapath.desired import Address, FragmentKey
     from datapath.netlink.links import LinkState
+    from datapath.nft.hostports import HostPort
     from datapath.sync import Sync
     from datapath.underlay import HostLink
 
@@ -42,10 +44,10 @@ def attachment_fragment(attachment: Attachment, sources: tuple[Address, ...]) ->
         attachment: a wired pod.
         sources: the node's address per family, preferred source towards the pod.
     """
-    return Fragment(
-        objects=host_objects(attachment, sources),
-        elements=pod_sources(attachment.host_link, attachment.addresses),
-    )
+    elements = pod_sources(attachment.host_link, attachment.addresses)
+    if attachment.ports:
+        elements += host_port_elements(attachment.addresses, attachment.ports)
+    return Fragment(objects=host_objects(attachment, sources), elements=elements)
 
 
 def readdressed(sync: Sync, sources: tuple[Address, ...]) -> dict[FragmentKey, Fragment | None]:
@@ -87,7 +89,13 @@ class Kernel:
         """
         sync = self._sync
         wired = wiring.Attachment(
-            request.host_link, request.netns, request.ifname, request.mac, request.mtu, request.addresses
+            request.host_link,
+            request.netns,
+            request.ifname,
+            request.mac,
+            request.mtu,
+            request.addresses,
+            request.ports,
         )
         name = attachment_key(request.host_link)
         # Elements before the link: the pod may send as soon as it is up.
@@ -116,7 +124,15 @@ class Kernel:
 
     def inspect(self, attachment: Attachment) -> tuple[str, ...]:
         """Return what is wrong with an attachment, in words; nothing when all is well."""
-        return inspection.inspect(self._sync.route, attachment)
+        faults = inspection.inspect(self._sync.route, attachment)
+        if attachment.ports:
+            faults += inspection.inspect_ports(self._sync.ruleset.elements, attachment)
+        return faults
+
+    def host_ports(self) -> dict[Address, tuple[HostPort, ...]]:
+        """Return which ports of the node lead to pods, by address of the pod, as nftables has them."""
+        elements = self._sync.ruleset.elements
+        return read_host_ports({key: elements(key) for key in host_port_sets()})
 
     def links(self) -> list[LinkState]:
         """Return all links of the node."""
