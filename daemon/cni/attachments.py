@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from daemon.cni.errors import CniError, Code
 from daemon.cni.naming import is_host_link, names
+from daemon.compile.hostports import stale_flows
 from datapath.attachment import DOOMED_GROUP, Attachment, AttachRequest
 from datapath.errors import DatapathError, NamespaceError, NamespaceGoneError, NotANamespaceError
 from datapath.netns import open_namespace
+from datapath.nft.hostports import HostPort
 from ipam import alias
-from ipam.errors import AliasError, IpamError
+from ipam.errors import AliasError, IpamError, PortTakenError
+from ipam.ports import PortMapping
 from ipam.record import Record, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from datapath.attachment import Attached
+    from datapath.conntrack import StaleFlows
     from datapath.desired import Address
     from ipam.allocator import Allocator
     from ipam.pool import Pool
@@ -71,6 +75,9 @@ class Kernel(Protocol):
     def links(self) -> Sequence[Link]:
         """All links of the node."""
 
+    def host_ports(self) -> Mapping[Address, tuple[HostPort, ...]]:
+        """Ports of the node that lead to pods, by address of the pod."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -83,6 +90,7 @@ class Request:
         sources: the node's address per family, preferred source of the pod's host routes.
         mtu: of the pod's interface.
         pod: the pod's namespace, name and UID, as far as the runtime told.
+        ports: ports of the node that are to lead to the pod.
     """
 
     key: AttachmentKey
@@ -91,6 +99,7 @@ class Request:
     sources: tuple[Address, ...]
     mtu: int
     pod: tuple[str, str, str]
+    ports: tuple[PortMapping, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +130,32 @@ class Collected:
 class Attachments:
     """All attachments of this node."""
 
-    def __init__(self, ipam: Allocator, *, lives: Callable[[str], bool] | None = None) -> None:
-        """Make it; `lives` says whether there is a network namespace at a path (tests have their own)."""
+    def __init__(
+        self,
+        ipam: Allocator,
+        *,
+        lives: Callable[[str], bool] | None = None,
+        on_stale_flows: Callable[[StaleFlows], None] = lambda _: None,
+    ) -> None:
+        """Make it.
+
+        Args:
+            ipam: the records.
+            lives: says whether there is a network namespace at a path (tests have their own).
+            on_stale_flows: told, on the writer's thread, of flows that a host port which came or went left
+                leading nowhere.
+        """
         self.ipam = ipam
         self._lives = lives or is_namespace
+        self._on_stale_flows = on_stale_flows
 
     def add(self, kernel: Kernel, request: Request) -> Added:
         """Attach a pod.
 
         Raises:
             CniError: it is attached already, or its name can't be noted in the kernel.
-            IpamError: no address left, or the database can't be written; nothing was done.
+            IpamError: no address left, a host port is another's, or the database can't be written; nothing
+                was done.
             DatapathError: the kernel refused; everything was undone.
         """
         start = time.perf_counter()
@@ -140,15 +164,21 @@ class Attachments:
         if known is not None:
             self._make_way(kernel, known)
         host_link, mac = names(key)
-        record = self.ipam.reserve(
-            key,
-            request.pools,
-            netns=request.netns,
-            host_link=host_link,
-            mac=mac,
-            mtu=request.mtu,
-            pod=request.pod,
-        )
+        while True:
+            try:
+                record = self.ipam.reserve(
+                    key,
+                    request.pools,
+                    netns=request.netns,
+                    host_link=host_link,
+                    mac=mac,
+                    mtu=request.mtu,
+                    pod=request.pod,
+                    ports=request.ports,
+                )
+                break
+            except PortTakenError as error:
+                self._end_dead(kernel, error)
         reserved = time.perf_counter()
         try:
             attached = kernel.attach(_attach_request(record, request.sources))
@@ -157,6 +187,8 @@ class Attachments:
         except BaseException:
             self._take_down(kernel, record)
             raise
+        if record.ports:
+            self._on_stale_flows(stale_flows(record, self.ipam.records()))
         seconds = {
             "ipam": reserved - start + time.perf_counter() - wired,
             "create": attached.create_seconds,
@@ -224,7 +256,9 @@ class Attachments:
         return gone, problems
 
     def rebuild(self, kernel: Kernel) -> tuple[str, ...]:
-        """Restore the records of an empty database from the aliases of the host links.
+        """Restore the records of an empty database from the aliases of the host links, and from nftables.
+
+        There the host ports are: an alias is too short for as many as a pod may have.
 
         Returns:
             What is strange about the links, in words.
@@ -261,6 +295,8 @@ class Attachments:
                     created=now,
                 )
             )
+        if records:
+            records = _with_ports(records, kernel.host_ports())
         return (*problems, *self.ipam.restore(records))
 
     def collect(self, kernel: Kernel) -> Collected:
@@ -319,6 +355,15 @@ class Attachments:
         self.ipam.begin_release(record.key)
         kernel.detach(_attachment(record, record.netns))
         self.ipam.release(record.key)
+        if record.ports:
+            self._on_stale_flows(stale_flows(record, self.ipam.records()))
+
+    def _end_dead(self, kernel: Kernel, taken: PortTakenError) -> None:
+        """Release the holder of a host port if its sandbox is dead and nobody told us; else raise `taken`."""
+        links = {link.name for link in _host_links(kernel.links())}
+        if self._judge(taken.holder, links) in ("", _BROKEN):
+            raise taken
+        self._take_down(kernel, taken.holder)
 
 
 _BROKEN = "its host link is gone"
@@ -346,7 +391,32 @@ def _host_links(links: Iterable[Link]) -> list[Link]:
 
 
 def _attachment(record: Record, netns: str) -> Attachment:
-    return Attachment(record.host_link, netns, record.key.ifname, record.mac, record.mtu, record.addresses)
+    return Attachment(
+        record.host_link,
+        netns,
+        record.key.ifname,
+        record.mac,
+        record.mtu,
+        record.addresses,
+        _host_ports(record),
+    )
+
+
+def _host_ports(record: Record) -> tuple[HostPort, ...]:
+    return tuple(HostPort(*each) for each in record.ports) if record.ports else ()
+
+
+def _with_ports(records: Iterable[Record], ports: Mapping[Address, tuple[HostPort, ...]]) -> list[Record]:
+    """Return records with the host ports that the kernel has for their addresses."""
+    return [
+        replace(
+            record,
+            ports=tuple(
+                PortMapping(*each) for address in record.addresses for each in ports.get(address, ())
+            ),
+        )
+        for record in records
+    ]
 
 
 def _attach_request(record: Record, sources: tuple[Address, ...]) -> AttachRequest:
@@ -359,6 +429,7 @@ def _attach_request(record: Record, sources: tuple[Address, ...]) -> AttachReque
         addresses=record.addresses,
         sources=sources,
         alias=_alias(record),
+        ports=_host_ports(record),
     )
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
@@ -20,11 +20,17 @@ from daemon.cni.attachments import Attachments, Request
 from daemon.cni.errors import CniError, Code
 from daemon.cni.naming import names
 from ipam.allocator import Allocator
-from ipam.errors import ExhaustedError
+from ipam.errors import ExhaustedError, PortTakenError
 from ipam.pool import Pool
+from ipam.ports import PortMapping, claims
 from ipam.record import AttachmentKey, State
 from ipam.store import Store
 from tests.unit.daemon.cni.fakes import FakeKernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ipam.ports import Claim
 
 POOLS = (Pool(bytes((10, 0, 0, 0)), 28), Pool(b"\xfd" + bytes(15), 64))
 SIZE = POOLS[0].size
@@ -32,6 +38,16 @@ SECOND = 1_000_000_000
 SANDBOXES = 20
 numbers = st.integers(0, SANDBOXES - 1)
 steps = st.integers(0, 14)
+
+
+def exposed(number: int) -> tuple[PortMapping, ...]:
+    """The host ports that a sandbox asks for: some none, some several, many the same."""
+    web, dns = PortMapping(b"", 6, 80 + number % 3, 80), PortMapping(bytes(16), 17, 53, 53)
+    return ((), (), (web,), (web, dns), (dns,))[number % 5]
+
+
+def claimed(ports: Iterable[PortMapping]) -> set[Claim]:
+    return set(claims(ports, (4, 16)))
 
 
 class Killed(BaseException):
@@ -66,6 +82,7 @@ class Node(RuleBasedStateMachine):
         self.kernel = FakeKernel(step=self.step)
         self.sandboxes: dict[int, tuple[str, AttachmentKey]] = {}
         self.told: dict[AttachmentKey, tuple[bytes, ...]] = {}
+        self.ports: dict[AttachmentKey, set[Claim]] = {}
         self.unsure: set[AttachmentKey] = set()
         self.start()
 
@@ -132,17 +149,24 @@ class Node(RuleBasedStateMachine):
             return
 
         def work() -> None:
-            request = Request(key, netns, POOLS, (), 1450, ("", "", ""))
+            ports = exposed(number)
+            request = Request(key, netns, POOLS, (), 1450, ("", "", ""), ports)
             try:
                 added = self.attachments.add(self.kernel, request)
             except ExhaustedError:
                 assert len(self.attachments.ipam.records()) == SIZE
+                return
+            except PortTakenError as error:
+                # Of the dead it is taken.
+                assert error.holder.key in self.told.keys() | self.unsure  # noqa: PT017
+                assert claimed(error.holder.ports) & claimed(ports)  # noqa: PT017
                 return
             except CniError as error:
                 assert error.code is Code.ALREADY_ATTACHED  # noqa: PT017
                 assert key in self.unsure
                 return
             self.told[key] = added.record.addresses
+            self.ports[key] = claimed(ports)
             self.unsure.discard(key)
 
         if not self.run(fuse, work, lost=lost):
@@ -230,6 +254,19 @@ class Node(RuleBasedStateMachine):
             assert len(addresses) == len(set(addresses))
         held = {address for record in self.attachments.ipam.records() for address in record.addresses}
         assert held.isdisjoint(self.store.released)
+
+    @invariant()
+    def host_ports_lead_to_who_was_told_so(self) -> None:
+        """And to nobody else: the fake kernel refuses two that hold one."""
+        if not hasattr(self, "store"):
+            return
+        leads = self.kernel.host_ports()
+        for key, addresses in self.told.items():
+            record = self.attachments.ipam.get(key)
+            assert record is not None
+            assert claimed(record.ports) == self.ports[key]
+            found = {PortMapping(*port) for address in addresses for port in leads.get(address, ())}
+            assert claimed(found) == self.ports[key]
 
     @invariant()
     def no_link_is_without_a_record(self) -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from daemon.cni.attachments import is_namespace
 from daemon.cni.naming import names
 from datapath.attachment import DOOMED_GROUP
+from datapath.nft.hostports import host_port_elements, read_host_ports
 from ipam import alias
+from ipam.ports import write
 from ipam.record import State
 from tests.unit.daemon.cni.fakes import FakeLink
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.unit.daemon.cni.conftest import Node
+
+
+WEB = {"hostPort": 8080, "containerPort": 80, "protocol": "TCP"}
+DNS = {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "192.0.2.1"}
 
 
 async def test_a_lost_database_is_rebuilt_from_the_aliases(node: Node) -> None:
@@ -35,6 +41,30 @@ async def test_a_lost_database_is_rebuilt_from_the_aliases(node: Node) -> None:
         assert record == unknown
     # The next ADD takes neither a held address nor the one that was released unnoticed.
     assert (await node.add(4))["ips"][0]["address"] == "10.244.1.4/32"
+
+
+async def test_host_ports_are_rebuilt_from_the_kernel(node: Node) -> None:
+    await node.add(1, runtimeConfig={"portMappings": [WEB, DNS]})
+    await node.add(2)
+    before = node.kernel.host_ports()
+    for suffix in ("", "-wal", "-shm"):
+        os.unlink(f"{node.store.path}{suffix}")
+    node.restart()
+    assert node.attachments.rebuild(node.kernel) == ()
+    first, second = (node.allocator.get(node.key(number)) for number in (1, 2))
+    assert first is not None
+    assert second is not None
+    assert write(first.ports) == "0.0.0.0:8080->80/tcp,192.0.2.1:53->5353/udp,[::]:8080->80/tcp"
+    assert second.ports == ()
+    # They are what the next reading of the kernel is compared with.
+    wanted = {
+        elements.key: elements.elements
+        for each in node.attachments.attached()
+        for elements in host_port_elements(each.addresses, each.ports)
+    }
+    assert read_host_ports(wanted) == before
+    # And they are held.
+    assert (await node.refused("ADD", 3, runtimeConfig={"portMappings": [WEB]}))["code"] == 108
 
 
 async def test_links_that_only_look_like_ours_are_named_and_not_believed(node: Node) -> None:
