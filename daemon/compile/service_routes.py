@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from daemon.cluster import decode
 from datapath.desired import Fragment, Route, SetElements
 from datapath.nft.elements import intervals, prefix
+from datapath.nft.frontends import SERVICE_CIDRS
 from datapath.nft.rules import Family
 from datapath.nft.tables import TABLE
 
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
     from daemon.cluster.model import Prefix, ServiceCIDR
     from daemon.compile.local import LocalNetwork
     from daemon.config import Config
-    from datapath.desired import Address
+    from datapath.desired import Address, FragmentKey
 
-SERVICE_CIDRS = "service-cidrs"
-"""Interval set: where ClusterIPs come from; what goes to none of them is dropped there."""
+SERVICE_ROUTES: FragmentKey = ("service-routes",)
 LAST_RESORT = 1 << 31
 """Metric of the routes: a route to the same prefix that somebody else has made comes first."""
 

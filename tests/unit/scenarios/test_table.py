@@ -1,4 +1,4 @@
-"""The table of Service scenarios is what it claims to be: complete, unique ids, and right where it is easy."""
+"""The table of Service scenarios is what it claims to be: complete, unique ids, right where it is easy."""
 
 import itertools
 from collections import Counter

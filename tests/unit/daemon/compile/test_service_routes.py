@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from daemon.cluster.model import Prefix, ServiceCIDR
-from daemon.compile.service_routes import LAST_RESORT, SERVICE_CIDRS, service_cidrs, service_routes
+from daemon.compile.service_routes import LAST_RESORT, service_cidrs, service_routes
 from daemon.config import Config
 from datapath.describe import describe
+from datapath.nft.frontends import SERVICE_CIDRS
 from datapath.text import parse_address, parse_prefix
 from tests.unit.daemon.compile.nodes import local
 
