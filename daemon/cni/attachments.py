@@ -135,14 +135,14 @@ class Attachments:
         ipam: Allocator,
         *,
         lives: Callable[[str], bool] | None = None,
-        on_stale_flows: Callable[[StaleFlows], None] = lambda _: None,
+        on_stale_flows: Callable[[StaleFlows], object] = lambda _: None,
     ) -> None:
         """Make it.
 
         Args:
             ipam: the records.
             lives: says whether there is a network namespace at a path (tests have their own).
-            on_stale_flows: told, on the writer's thread, of flows that a host port which came or went left
+            on_stale_flows: told, on the caller's thread, of flows that a host port which came or went left
                 leading nowhere.
         """
         self.ipam = ipam
@@ -226,6 +226,13 @@ class Attachments:
                 Code.UNKNOWN_CONTAINER, f"there is no attachment {key}", "ADD it, or DEL what is left of it"
             )
         return record, kernel.inspect(_attachment(record, netns))
+
+    def tell_flows(self) -> None:
+        """Tell of all flows to host ports that may lead nowhere."""
+        records = self.ipam.records()
+        for record in records:
+            if record.ports:
+                self._on_stale_flows(stale_flows(record, records))
 
     def attached(self) -> tuple[Attachment, ...]:
         """Return every complete attachment, for the desired state."""

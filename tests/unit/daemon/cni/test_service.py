@@ -415,6 +415,12 @@ async def test_flows_that_lead_nowhere_are_told_with_add_and_del(node: Node) -> 
     added, deleted = (each.serving for each in node.stale)
     assert {len(serving) for serving in added.values()} == {1}
     assert dict.fromkeys(added, frozenset()) == deleted
+    # A daemon that starts tells of those who are there.
+    await node.add(2, **exposing(DNS))
+    node.restart()
+    node.attachments.tell_flows()
+    assert len(node.stale) == 2
+    assert all(node.stale[-1].serving.values())
     # Without host ports nobody is bothered.
     node.stale.clear()
     await node.add(3)
