@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from daemon import health as http
-from daemon import upkeep
+from daemon import tracking, upkeep
 from daemon.admin import paths as admin_paths
 from daemon.admin import server as admin
 from daemon.admin.sources import Health as AdminHealth
@@ -301,6 +301,9 @@ class Agent:
             forever("stale flows", self.sweeper.run())
             forever("health check ports", self.health_ports.run())
             self.health.set(KERNEL)
+            forever(
+                "connection tracking", tracking.keep(self.config, self.writer, self.findings, self.metrics)
+            )
             # What start-up made lives as long as the process: no collection need walk it again.
             gc.collect()
             gc.freeze()

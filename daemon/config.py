@@ -68,6 +68,11 @@ class Config:
     resync_seconds: int = 60
     """How often the kernel is compared with the desired state when nothing happens."""
     max_concurrent_adds: int = 64
+    conntrack_max_per_core: int = 32768
+    """Flows for each core that the kernel shall be able to track at least; 0 leaves the limit alone."""
+    conntrack_min: int = 131072
+    conntrack_established_seconds: int = 86400
+    conntrack_close_wait_seconds: int = 3600
     metrics_address: str = ":9465"
     health_address: str = ":10256"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -327,6 +332,35 @@ KEYS: tuple[Key, ...] = (
         "1 to 4096",
         "How many ADDs are worked on at a time; more wait their turn.",
         _integer(1, 4096),
+    ),
+    Key(
+        "conntrackMaxPerCore",
+        "conntrack_max_per_core",
+        "0 to 16777216",
+        "How many flows the kernel shall be able to track for each core; its limit is raised to that, never"
+        " lowered. 0 leaves it alone.",
+        _integer(0, 1 << 24),
+    ),
+    Key(
+        "conntrackMin",
+        "conntrack_min",
+        "0 to 1073741824",
+        "How many flows the kernel shall be able to track however few cores there are.",
+        _integer(0, 1 << 30),
+    ),
+    Key(
+        "conntrackEstablishedSeconds",
+        "conntrack_established_seconds",
+        "0 to 2147483",
+        "After how much silence an established TCP connection is forgotten. 0 leaves the setting alone.",
+        _integer(0, 2147483),
+    ),
+    Key(
+        "conntrackCloseWaitSeconds",
+        "conntrack_close_wait_seconds",
+        "0 to 2147483",
+        "The same for a TCP connection that one side has closed. 0 leaves the setting alone.",
+        _integer(0, 2147483),
     ),
     Key("metricsAddress", "metrics_address", _LISTEN, "Where Prometheus metrics are served.", _listen),
     Key(

@@ -34,9 +34,10 @@ FEATURE = "KernelFeatureMissing"
 LEFTOVER = "OtherNetworkLeftover"
 FORWARD_DROP = "ForwardPolicyDrop"
 FIREWALLD = "FirewalldActive"
+KUBE_PROXY = "KubeProxyPresent"
 
 CLUSTER_NAMES = frozenset({OVERLAP, DUPLICATE, OUTSIDE, CLUSTER_IP})
-MACHINE_NAMES = frozenset({LEFTOVER, FORWARD_DROP, FIREWALLD})
+MACHINE_NAMES = frozenset({LEFTOVER, FORWARD_DROP, FIREWALLD, KUBE_PROXY})
 KERNEL_NAMES = frozenset({FEATURE})
 
 _MOST = 10
@@ -113,7 +114,31 @@ def check_machine(surroundings: Surroundings) -> list[Finding]:
             "trusted zone (firewall-cmd --permanent --zone=trusted --add-source=POD-CIDR), or disable it"
         )
         findings.append(Finding(FIREWALLD, "warning", message))
-    return findings
+    return [*findings, *_kube_proxy(surroundings)]
+
+
+def _kube_proxy(found: Surroundings) -> Iterator[Finding]:
+    """Two proxies translate each connection to a Service by whose rules come first, one of them unseen."""
+    rules = ", ".join(found.kube_proxy)
+    if not found.kube_proxy_ports:
+        if rules:
+            yield Finding(
+                KUBE_PROXY,
+                "warning",
+                f"kube-proxy has left its rules on this node ({rules}): they go on sending connections to "
+                "Services to endpoints of long ago. Run `kube-proxy --cleanup` here, or reboot the node",
+            )
+        return
+    ports = " and ".join(map(str, found.kube_proxy_ports))
+    if not rules:
+        rules = "its rules can't be seen" + (", iptables-legacy has a nat table" if found.legacy_nat else "")
+    yield Finding(
+        KUBE_PROXY,
+        "warning",
+        f"kube-proxy, or something in its place, runs beside Weft (port {ports} is listened on; {rules}): "
+        "two proxies translate the same Services. Remove it (kubectl --namespace kube-system delete "
+        "daemonset kube-proxy), then run `kube-proxy --cleanup` on the node, or reboot it",
+    )
 
 
 def check_kernel(missing: Iterable[MissingFeature]) -> list[Finding]:

@@ -88,7 +88,7 @@ def describe(value: KernelObject) -> str:
         case Route():
             return _describe_route(value)
         case Sysctl():
-            return f"{value.path} = {value.value}"
+            return f"{value.path} {'>=' if value.least else '='} {value.value}"
 
 
 def _describe_route(route: Route) -> str:

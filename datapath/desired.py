@@ -156,17 +156,24 @@ class Sysctl:
     """A kernel setting, `path` relative to /proc/sys, e.g. net/ipv4/ip_forward.
 
     One below conf/ or neigh/ of a link of ours comes and goes with that link. None is ever taken back: what
-    it was before is not ours to know.
+    it was before is not ours to know. With `least` it is a number, raised to `value` and never lowered.
     """
 
     path: str
     value: str
+    least: bool = False
 
     @property
     def link(self) -> str | None:
         """The link of ours that it belongs to: `weft.vxlan` of net/ipv4/conf/weft.vxlan/rp_filter."""
         parts = self.path.split("/")
         return parts[3] if len(parts) == 5 and parts[3].startswith(VETH_PREFIX) else None
+
+    def met_by(self, current: str) -> bool:
+        """Whether nothing has to be written where the kernel has this value."""
+        if self.least and current.isdecimal():
+            return int(current) >= int(self.value)
+        return current == self.value
 
     @property
     def rank(self) -> int:

@@ -33,7 +33,7 @@ from datapath.netlink.links import (
 )
 from datapath.netlink.neighbours import del_fdb, del_neighbour, new_fdb, new_neighbour
 from datapath.netlink.routes import del_route, new_route
-from datapath.observe import write_setting
+from datapath.observe import read_setting, write_setting
 from datapath.offload import set_tx_checksum, tx_checksum
 
 if TYPE_CHECKING:
@@ -154,7 +154,9 @@ def _single(
                 if value.link is not None and value.link not in indexes:
                     outcome.blocked.add(step.key)
                     return False
-                write_setting(value.path, value.value)
+                current = read_setting(value.path) if value.least else None
+                if current is None or not value.met_by(current):
+                    write_setting(value.path, value.value)
                 stale = False
             case PodLink():
                 if value.name not in indexes:

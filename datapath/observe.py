@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from datapath import sysctls
@@ -23,7 +23,6 @@ from datapath.desired import (
     LinkAddress,
     Neighbour,
     PodLink,
-    Sysctl,
     VxlanLink,
     object_key,
 )
@@ -37,7 +36,7 @@ from datapath.offload import tx_checksum
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from datapath.desired import KernelObject, ObjectKey, Route
+    from datapath.desired import KernelObject, ObjectKey, Route, Sysctl
     from datapath.netlink.links import LinkState
     from datapath.netlink.transport import Socket
 
@@ -93,7 +92,7 @@ class Observer:
 
         Args:
             observed: what to fill.
-            settings: which settings to read; their values don't matter.
+            settings: which settings to read; what need not change is observed as it is given.
 
         Raises:
             NetlinkError, NetlinkOverrunError, NetlinkDumpInterruptedError: the reading failed.
@@ -104,7 +103,7 @@ class Observer:
         for setting in settings:
             value = read_setting(setting.path)
             if value is not None:
-                observed.add(Sysctl(setting.path, value))
+                observed.add(setting if setting.met_by(value) else replace(setting, value=value))
         yield
         for link in ours:
             if link.kind == "vxlan":

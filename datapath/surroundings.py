@@ -1,13 +1,16 @@
-"""What else on this machine concerns itself with pods' packets: other pod networks' remains, firewalls.
+"""What else on this machine is about pods' packets: remains of other networks, firewalls, kube-proxy.
 
-Reads only: names of links, and the chains of nftables (which iptables-nft writes too). What iptables-legacy
-holds can't be seen through nftables.
+Reads only: names of links, the chains of nftables (which iptables-nft writes too), and who listens on
+kube-proxy's ports. What iptables-legacy holds can't be seen through nftables, only that it holds something.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,7 @@ from datapath.netlink.nfnetlink import header, nft_kind
 from datapath.netlink.transport import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     from datapath.netlink.transport import Socket
 
@@ -45,6 +48,18 @@ _CHAINS = (
     ("WEAVE-", "Weave Net"),
     ("KUBE-ROUTER-", "kube-router"),
 )
+_KUBE_PROXY_TABLE = "kube-proxy"
+_KUBE_PROXY_LINK = "kube-ipvs0"
+_KUBE_PROXY_CHAINS = re.compile(
+    r"KUBE-(SERVICES|NODEPORTS|EXTERNAL-SERVICES|FORWARD|PROXY-.*|(SVC|SEP|EXT|SVL|XLB|FW)-[A-Z0-9]{16})"
+)
+"""Its chains of iptables mode. kubelet makes others of its own: KUBE-FIREWALL, KUBE-MARK-MASQ,
+KUBE-KUBELET-*, KUBE-IPTABLES-HINT."""
+_KUBE_PROXY_PORTS = frozenset({10249, 10256})
+"""Its metrics and its health."""
+_TCP_TABLES = ("/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6")
+_LEGACY_TABLES = "/proc/thread-self/net/ip_tables_names"
+_LISTEN = "0A"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +70,17 @@ class Surroundings:
         leftovers: by product, what remains of it, in words.
         dropping: base chains at the forward hook with policy drop, as "family table chain".
         firewalld: whether firewalld's table is there.
+        kube_proxy: what there is of kube-proxy's rules, in words.
+        kube_proxy_ports: those of its ports on which another process listens: it runs.
+        legacy_nat: whether iptables-legacy has a nat table, which may hold its rules unseen.
     """
 
     leftovers: Mapping[str, str] = field(default_factory=dict)
     dropping: tuple[str, ...] = ()
     firewalld: bool = False
+    kube_proxy: tuple[str, ...] = ()
+    kube_proxy_ports: tuple[int, ...] = ()
+    legacy_nat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +103,22 @@ def observe(netfilter: Socket) -> Surroundings:
     request = Message(nft_kind(_GETCHAIN), 0, header(0))
     chains = [_chain(payload) for payload in netfilter.dump(request, "chains of nftables could not be read")]
     return describe(
-        [name for _, name in socket.if_nameindex()], [each for each in chains if each is not None]
+        [name for _, name in socket.if_nameindex()],
+        [each for each in chains if each is not None],
+        ports=foreign_listeners(_KUBE_PROXY_PORTS),
+        legacy_nat="nat" in _words_of(_LEGACY_TABLES),
     )
 
 
-def describe(links: Iterable[str], chains: Iterable[ForeignChain]) -> Surroundings:
-    """Tell what links and chains mean."""
+def describe(
+    links: Iterable[str],
+    chains: Iterable[ForeignChain],
+    *,
+    ports: Iterable[int] = (),
+    legacy_nat: bool = False,
+) -> Surroundings:
+    """Tell what links and chains mean; `ports` of kube-proxy are those on which another process listens."""
+    links = list(links)
     remains: dict[str, list[str]] = {}
     for link in links:
         for pattern, product in _LINKS:
@@ -103,7 +134,64 @@ def describe(links: Iterable[str], chains: Iterable[ForeignChain]) -> Surroundin
             f"{chain.family} {chain.table} {chain.name}" for chain in chains if chain.forward_drop
         ),
         firewalld=any(chain.table == "firewalld" for chain in chains),
+        kube_proxy=tuple(_of_kube_proxy(links, chains)),
+        kube_proxy_ports=tuple(sorted(ports)),
+        legacy_nat=legacy_nat,
     )
+
+
+def foreign_listeners(ports: Container[int]) -> tuple[int, ...]:
+    """Return those of these TCP ports on which another process listens in this thread's network namespace."""
+    own = _own_sockets()
+    found = set()
+    for path in _TCP_TABLES:
+        for address, inode in _listeners(path):
+            port = int(address.rpartition(":")[2], 16)
+            if port in ports and inode not in own:
+                found.add(port)
+    return tuple(sorted(found))
+
+
+def _listeners(path: str) -> Iterator[tuple[str, str]]:
+    """Yield address and inode of each listening socket, in the words of /proc/net/tcp."""
+    with suppress(OSError), open(path, encoding="ascii") as file:
+        next(file, None)
+        for line in file:
+            fields = line.split()
+            # The kernel lists these first; of connections there may be 100,000.
+            if fields[3] != _LISTEN:
+                return
+            yield fields[1], fields[9]
+
+
+def _of_kube_proxy(links: Iterable[str], chains: Iterable[ForeignChain]) -> Iterator[str]:
+    tables = {(chain.family, chain.table) for chain in chains if chain.table == _KUBE_PROXY_TABLE}
+    yield from (f"table {family} {table}" for family, table in sorted(tables))
+    counts = Counter(
+        (chain.family, chain.table) for chain in chains if _KUBE_PROXY_CHAINS.fullmatch(chain.name)
+    )
+    for (family, table), count in sorted(counts.items()):
+        yield f"{count} chains KUBE-* in table {family} {table}"
+    if _KUBE_PROXY_LINK in links:
+        yield f"link {_KUBE_PROXY_LINK} (IPVS)"
+
+
+def _own_sockets() -> frozenset[str]:
+    """Return the inode numbers of this process's sockets, as /proc/net/tcp has them."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            kind, _, inode = os.readlink(f"/proc/self/fd/{name}").partition(":[")
+            if kind == "socket":
+                found.add(inode.rstrip("]"))
+    return frozenset(found)
+
+
+def _words_of(path: str) -> list[str]:
+    """Return the words of a file of /proc; none where there is no such file."""
+    with suppress(OSError), open(path, encoding="ascii") as file:
+        return file.read().split()
+    return []
 
 
 def _words(items: list[str]) -> str:

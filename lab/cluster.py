@@ -186,6 +186,14 @@ class Cluster:
         except KeyError:
             raise LabError(f"pod {namespace}/{name} has no sandbox: it is not running") from None
 
+    def network_of(self, name: str) -> int:
+        """The network namespace of a node, of a pod in the namespace "default", or of the host outside."""
+        if name == "outside":
+            return self.underlay.outside
+        if name in self.nodes:
+            return self.nodes[name].namespaces.net
+        return self.sandbox("default", name).descriptor
+
     # waiting
 
     def unready(self) -> list[str]:

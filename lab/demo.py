@@ -16,6 +16,7 @@ from lab import manifests, tables
 from lab.client import Client, Launch
 from lab.errors import LabError
 from lab.namespaces import enter_command
+from lab.service_tour import ASKS, tour
 from lab.state import State
 
 if TYPE_CHECKING:
@@ -89,6 +90,15 @@ def _show(pods_per_node: int, console: Console, client: Client, step: Any) -> No
     console.print()
     step(f"{len(outcomes)} probes done")
     faults = tables.faults(outcomes)
+    replies = tour(client, shown["nodes"][0], [pod["metadata"]["name"] for pod in pods])
+    console.print(tables.tour(replies))
+    console.print()
+    step(f"{ASKS * len(replies)} questions to Services")
+    faults += [
+        f"{reply.question.client} asks {reply.question.what} at {reply.question.address}: {reply.fault}"
+        for reply in replies
+        if reply.fault
+    ]
     for name in names:
         differences = json.loads(weftctl(client, name, "diff", "-o", "json"))
         if (

@@ -44,16 +44,20 @@ class EndpointSliceController:
         self._zones: dict[str, str] = {}
         self._made: dict[Key, dict[Key, None]] = {}
         """The names of the slices that there are of a Service."""
+        self._revision = 0
 
     async def run(self) -> None:
         """Go on until cancelled."""
-        revision = self.storage.revision
-        concerned = self._all()
         while True:
-            for key in sorted(concerned):
-                self._bring_up_to_date(key)
+            self.catch_up()
             await self.storage.beyond(self.storage.revision)
-            concerned, revision = self._concerned(revision), self.storage.revision
+
+    def catch_up(self) -> None:
+        """Bring the slices up to date with all that has changed since the last time."""
+        concerned = self._concerned(self._revision) if self._revision else self._all()
+        self._revision = self.storage.revision
+        for key in sorted(concerned):
+            self._bring_up_to_date(key)
 
     def _all(self) -> set[Key]:
         """Every Service that there is or was, after reading the zones."""
@@ -138,25 +142,28 @@ class LoadBalancerController:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._services = storage.catalogue.named("services")
+        self._revision = 0
 
     async def run(self) -> None:
         """Go on until cancelled."""
-        revision = self.storage.revision
-        changed = self.storage.list(self._services)
         while True:
-            for service in changed:
-                if (wanted := self._wanted(service)) != _ingress(service):
-                    self._set(service, wanted)
+            self.catch_up()
             await self.storage.beyond(self.storage.revision)
-            changed, revision = self._changed(revision), self.storage.revision
 
-    def _changed(self, revision: int) -> list[Object]:
-        """The Services that changed after `revision`; all when more happened than is remembered."""
+    def catch_up(self) -> None:
+        """Bring the addresses up to date with all that has changed since the last time."""
+        changed, self._revision = self._changed(), self.storage.revision
+        for service in changed:
+            if (wanted := self._wanted(service)) != _ingress(service):
+                self._set(service, wanted)
+
+    def _changed(self) -> list[Object]:
+        """The Services that changed; all the first time, and when more happened than is remembered."""
         try:
-            self.storage.check_revision(revision)
+            self.storage.check_revision(self._revision)
         except ApiError:
             return self.storage.list(self._services)
-        history = self.storage.history(self._services, revision)
+        history = self.storage.history(self._services, self._revision)
         latest = {key_of(change.after): change.after for change in history if change.after is not None}
         return list(latest.values())
 

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from aiohttp import web
 
 from lab import connectivity
 from lab.cluster import Cluster
+from lab.echo import ask
 from lab.errors import LabError
 from lab.namespaces import descriptor_path
 from lab.options import Options
@@ -85,6 +87,7 @@ class Supervisor:
                 web.get("/target/{namespace}/{pod}", self._target_pod),
                 web.post("/wait", self._wait),
                 web.post("/test", self._test),
+                web.post("/ask", self._ask),
                 web.post("/node/{node}/{action}", self._node),
                 web.post("/fault/{fault}", self._fault),
                 web.post("/down", self._down),
@@ -178,6 +181,17 @@ class Supervisor:
             for _ in probes:
                 await response.write(json.dumps((await outcomes.get()).row()).encode() + b"\n")
         return response
+
+    async def _ask(self, request: web.Request) -> web.Response:
+        """Ask a server by TCP from a node, from a pod, or from the host outside."""
+        query = request.query
+        try:
+            net = self.cluster.network_of(query["client"])
+            address, port, times = ip_address(query["address"]), int(query["port"]), int(query["times"])
+        except (LabError, KeyError, ValueError) as error:
+            raise web.HTTPBadRequest(text=str(error)) from error
+        answers = [await ask(net, address, "tcp", port=port) for _ in range(times)]
+        return web.json_response([dataclasses.asdict(answer) for answer in answers])
 
     async def _node(self, request: web.Request) -> web.Response:
         node = self._on(request)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from lab.api.resources import Object
+    from lab.service_tour import Reply
 
 _FAULTS_SHOWN = 20
 
@@ -132,6 +134,25 @@ def matrix(outcomes: list[dict[str, Any]]) -> Table:
         table.add_column(destination.removeprefix("pod-"), justify="center")
     for source in sources:
         table.add_row(source, *(_cell(cells.get((source, destination))) for destination in destinations))
+    return table
+
+
+def tour(replies: Iterable[Reply]) -> Table:
+    """Who asked which Service, who answered how often, and whom the answering pods saw."""
+    table = _plain("services: who asks what, who answers, whom the answering pod sees")
+    for heading in ("FROM", "ASKS", "AT", "ANSWERED BY", "SEEING"):
+        table.add_column(heading, overflow="fold")
+    for reply in replies:
+        question = reply.question
+        if reply.fault:
+            answered = f"[bold red]✗ {reply.fault}"
+        elif question.one:
+            answered = f"[green]✓[/] {', '.join(reply.pods)}, {sum(reply.pods.values())} times"
+        else:
+            answered = f"[green]✓[/] {len(reply.pods)} pods: {', '.join(reply.pods)}"
+        host = f"[{question.address}]" if ":" in question.address else question.address
+        where = escape(f"{host}:{question.port}")
+        table.add_row(question.client, question.what, where, answered, ", ".join(reply.sources))
     return table
 
 

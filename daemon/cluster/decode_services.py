@@ -238,6 +238,8 @@ def _ranges(texts: list[object]) -> tuple[Prefix, ...]:
 
 def _time(text: object) -> float:
     if isinstance(text, str):
-        with contextlib.suppress(ValueError, OverflowError, OSError):
-            return datetime.fromisoformat(text).timestamp()
+        with contextlib.suppress(ValueError, OverflowError):
+            moment = datetime.fromisoformat(text)
+            if moment.tzinfo is not None:
+                return moment.timestamp()
     return 0.0

@@ -93,7 +93,8 @@ class Catalog:
         self._sizes: Counter[int] = Counter()
         self._timeouts: Counter[int] = Counter()
         self._stale: dict[Frontend, frozenset[Backend]] = {}
-        self._todo: set[str] = set()
+        # A dict, for its popitem takes as long however full it was once; a set looks through empty places.
+        self._todo: dict[str, None] = {}
 
     def __len__(self) -> int:
         return len(self._records)
@@ -139,13 +140,13 @@ class Catalog:
         """
         before, self._site = self._site, site
         self._services, self._slices = services, slices
-        self._todo.update(changed)
+        self._todo |= dict.fromkeys(changed)
         if site.node != before.node:
-            self._todo |= self._records.keys()
+            self._todo |= dict.fromkeys(self._records)
         if site.zone != before.zone:
-            self._todo |= self._by_zone
+            self._todo |= dict.fromkeys(self._by_zone)
         if site.addresses != before.addresses:
-            self._todo |= self._by_address
+            self._todo |= dict.fromkeys(self._by_address)
 
     def compile(self, limit: int | None = None) -> dict[FragmentKey, Fragment | None]:
         """Compile about `limit` Services; returns fragments that are different, None for one that is to go.
@@ -156,7 +157,7 @@ class Catalog:
         changes: dict[FragmentKey, Fragment | None] = {}
         count = 0
         while self._todo and (limit is None or count < limit):
-            self._compile(self._todo.pop(), changes)
+            self._compile(self._todo.popitem()[0], changes)
             count += 1
         return changes
 
@@ -254,7 +255,7 @@ class Catalog:
             if new.get(frontend) != owner:
                 self._claims.drop(owner, frontend)
                 if (heir := values.get(frontend)) is not None:
-                    self._todo.add(heir)
+                    self._todo[heir] = None
                 elif self.flows.pop(frontend, None) is not None:
                     self._stale[frontend] = _NOBODY
         for frontend, owner in new.items():
@@ -262,7 +263,7 @@ class Catalog:
                 holder = values.get(frontend)
                 self._claims.put(owner, frontend, name)
                 if holder is not None and holder != name:
-                    self._todo.add(holder)
+                    self._todo[holder] = None
 
     def _count(self, old: _Record | None, new: _Record | None) -> None:
         """Keep the numbers of Services that need each chain."""

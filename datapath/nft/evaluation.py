@@ -18,6 +18,7 @@ from datapath.nft.rules import (
     CT_MARK,
     CT_STATE_FIELD,
     CT_STATUS_FIELD,
+    DADDR_TYPE,
     ICMPV6_TYPE_FIELD,
     IIFNAME,
     IP6_DADDR,
@@ -301,7 +302,7 @@ class Evaluation:
                 return None if word is None else _WORD.pack(_WORD.unpack(word)[0] & mask)
             case Payload(protocol=Protocol() as protocol) if protocol != packet.protocol:
                 return None
-            case Fib():
+            case Fib() if selector in (SADDR_TYPE, DADDR_TYPE):
                 address = packet.source if selector == SADDR_TYPE else packet.destination
                 return _LOCAL if self._around.is_local(address) else _UNICAST
         reader = _READERS.get(selector)
@@ -351,8 +352,8 @@ def _conclude(verdict: Verdict) -> End | Verdict:
 
 
 def _begins(found: bytes, value: bytes, bits: int) -> bool:
-    shift = len(found) * 8 - bits
-    return int.from_bytes(found, "big") >> shift == int.from_bytes(value, "big") >> shift
+    one, other = (int.from_bytes(each, "big") >> (len(each) * 8 - bits) for each in (found, value))
+    return one == other
 
 
 def _within(declared: Set, interval: bytes, key: bytes) -> bool:

@@ -59,6 +59,8 @@ NODE_PORT_PREFIX = "node-port-"
 SIZE_MASK = 0xFFFF
 SNAT_ALWAYS, SNAT_FOREIGN, TREATS_OUTSIDE, HAS_AFFINITY = 0x10000, 0x20000, 0x40000, 0x80000
 OUTSIDE_SLOT = 0x80000000
+OUTSIDE_ID = 1
+"""Set in the ids of outsiders' backends, and of theirs alone."""
 MOST_BACKENDS = SIZE_MASK
 
 _WORD = struct.Struct("=I")
@@ -109,8 +111,9 @@ class Balance:
         backends: sorted, without repetition. With none, `absence` says what clients meet.
         snat: whose source address is replaced.
         outside: with externalTrafficPolicy Local, the backends of who is neither a pod of the cluster nor
-            this node, source kept; with none they are dropped. Pods then get `backends` with their source
-            kept, the node with its source replaced. None where nobody is treated apart.
+            this node, source kept; with none they are dropped. This node's pods then get `backends` with
+            their source kept, other pods and the node with their source replaced. None where nobody is
+            treated apart.
         absence: see there.
         affinity_seconds: for how long a client stays with its backend; 0 for no affinity.
         sources: where clients may come from (loadBalancerSourceRanges); None for everywhere.
@@ -136,7 +139,7 @@ def need(balances: Iterable[Balance]) -> Need:
     sizes: set[int] = set()
     timeouts: set[int] = set()
     for each in balances:
-        sizes.update((len(each.backends), len(each.outside or ())))
+        sizes.update(min(len(some), MOST_BACKENDS) for some in (each.backends, each.outside or ()))
         timeouts.add(each.affinity_seconds)
     return Need(frozenset(sizes - {0}), frozenset(timeouts - {0}))
 
@@ -220,7 +223,7 @@ def _add_ids(
 ) -> None:
     """Number the backends by what they are, so that one keeps its number when others come and go.
 
-    The lowest bit tells outsiders' backends from others': what lives for the ones may not for the others.
+    OUTSIDE_ID tells outsiders' backends from others': what lives for the ones may not for the others.
     """
     taken: set[int] = set()
     for slot, (address, port) in enumerate(backends, first):
@@ -229,6 +232,6 @@ def _add_ids(
         while number in taken:
             number = (number + 2) & 0xFFFFFFFE
         taken.add(number)
-        packed = _WORD.pack(number | (first != 0))
+        packed = _WORD.pack(number | (OUTSIDE_ID if first else 0))
         ids[place + _WORD.pack(slot)] = packed
         sticky[place + packed] = data

@@ -35,6 +35,7 @@ from datapath.nft.frontends import (
     NODE_PORT_PREFIX,
     NODE_SOURCE,
     OUTSIDE,
+    OUTSIDE_ID,
     OUTSIDE_SLOT,
     POD_CIDRS,
     REFUSED,
@@ -52,6 +53,7 @@ from datapath.nft.rules import (
     CT_STATE_FIELD,
     CT_STATUS_FIELD,
     DROP,
+    IIFNAME,
     INET_PROTO,
     INET_SERVICE,
     IP6_DADDR,
@@ -305,7 +307,9 @@ def _dispatch(shape: _Shape, options: ServiceOptions) -> Iterator[Chain]:
     yield Chain(
         shape.chain("split"),
         (
-            rule(from_pod, balance),
+            rule(Starts(IIFNAME, b"weft", 32), Starts(IIFNAME, b"weft.", 40, negate=True), from_pod, balance),
+            # Another node's pod may meet itself, which nothing here could tell on its way out.
+            rule(from_pod, mark, balance),
             rule(Equals(SADDR_TYPE, _LOCAL), mark, balance),
             rule(SetPriority(Lookup(outside.place, outside.words)), goto(outside.chain("balance"))),
         ),
@@ -345,10 +349,12 @@ def _sticking(shape: _Shape, timeout: int) -> Iterator[Chain]:
     recall = SetPriority(Lookup(client, clients))
     # Of a client that is known this prolongs the memory and leaves it as it is.
     remember = rule(Remember(clients, client, META_PRIORITY, timeout))
-    revisit = rule(Translate(Lookup((*shape.place, META_PRIORITY), shape.set(STICKY))))
+    there = Translate(Lookup((*shape.place, META_PRIORITY), shape.set(STICKY)))
+    # Who came from outside before it was treated apart may remember a backend that is no more for it.
+    own = (AnyOf(META_PRIORITY, OUTSIDE_ID),) if shape.variant else ()
     known, pick = shape.chain(f"known-{timeout}"), shape.chain(f"pick-{timeout}")
     yield Chain(shape.chain(f"stick-{timeout}"), (rule(recall, goto(known)), rule(goto(pick))))
-    yield Chain(known, (remember, revisit, rule(goto(pick))))
+    yield Chain(known, (remember, rule(*own, there), rule(goto(pick))))
     yield Chain(
         pick,
         (
@@ -356,7 +362,7 @@ def _sticking(shape: _Shape, timeout: int) -> Iterator[Chain]:
             rule(VerdictMap((Masked(META_PRIORITY, SIZE_MASK),), shape.chain("draws"))),
             rule(Forget(clients, client, META_PRIORITY)),
             remember,
-            revisit,
+            rule(there),
             rule(_to_endpoint(shape, 1)),
         ),
     )

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from lab.api.patches import strategic
 from lab.echo import ask
 from lab.errors import ApiError
-from lab.underlay import OUTSIDE
+from lab.underlay import OUTSIDE, set_sysctls
 from tests.functional.lab_cluster import NAMESPACE
+from tests.scenarios.frontends import MissingError, locate
 from tests.scenarios.model import Outcome, Source, Spread
 from tests.scenarios.topology import OLD, PLACES, UNREADY, client, pods
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from lab.api.resources import Object
     from lab.underlay import IpAddress
     from tests.functional.lab_cluster import LabCluster
-    from tests.scenarios.model import Answer, Client, Probe, Scenario, Step, Target
+    from tests.scenarios.model import Answer, Client, Probe, Scenario, Step
 
 PARALLEL = 32
 CHANGE_SECONDS = 5.0
@@ -67,6 +68,7 @@ class ServiceCluster:
             )
 
         lab.call(change)
+        self._unlimit_refusals()
         for name in PLACES:
             sandbox = lab.sandbox(name)
             self._nets[name] = sandbox.descriptor
@@ -80,6 +82,12 @@ class ServiceCluster:
             for cidr in lab.call(lab.cluster.node_objects)[node.name]["spec"]["podCIDRs"]:
                 network = cidr.partition("/")[0]
                 self._tunnels[number, ip_address(network).version] = network
+
+    def _unlimit_refusals(self) -> None:
+        """Let the nodes refuse more than one datagram a second and client: the kernel limits ICMP errors."""
+        for node in self.lab.cluster.nodes.values():
+            values = {"net.ipv4.icmp_ratelimit": "0", "net.ipv6.icmp.ratelimit": "0"}
+            set_sysctls(node.namespaces.net, values)
 
     def end_pods(self) -> None:
         """Delete the pods without grace."""
@@ -168,10 +176,10 @@ class ServiceCluster:
 
     async def _ask(self, probe: Probe) -> str:
         """The fault of one probe, in words; empty when all is as it must be."""
-        place = self._locate(probe.target, probe.client, probe.family)
-        if isinstance(place, str):
-            return place
-        address, port = place
+        try:
+            address, port = self._locate(probe)
+        except MissingError as error:
+            return str(error)
         expected = {self._seen(answer, probe): answer.server for answer in probe.fate.answers}
         repeated = (probe.client, probe.protocol, probe.family)
         wanted = {self._last.get(repeated, "")} if probe.spread is Spread.KEPT else set(expected.values())
@@ -225,28 +233,13 @@ class ServiceCluster:
                 source = self._tunnels[balancing, family]
         return answer.server, source
 
-    def _locate(self, target: Target, asker: Client, family: int) -> tuple[IpAddress, int] | str:
-        """The address and port of a frontend; a fault in words where the Service has none such."""
-        if target.kind == "address":
-            return ip_address(target.addresses[family == 6]), target.port
-        storage = self.lab.cluster.storage
-        item = storage.get(storage.catalogue.named("services"), NAMESPACE, target.service)
-        spec, port = item["spec"], target.port
-        match target.kind:
-            case "cluster":
-                texts = spec.get("clusterIPs", [])
-            case "external":
-                texts = spec.get("externalIPs", [])
-            case "balancer":
-                ingress = item.get("status", {}).get("loadBalancer", {}).get("ingress", [])
-                texts = [entry["ip"] for entry in ingress]
-            case _:
-                texts = list(self._addresses[f"node-{target.node or asker.node}"].values())
-                port = next((one["nodePort"] for one in spec["ports"] if one["port"] == port), port)
-        found = next((text for text in texts if ip_address(text).version == family), None)
-        if found is None:
-            return f"the Service has no {target.kind} address of IPv{family}"
-        return ip_address(found), port
+    def _locate(self, probe: Probe) -> tuple[IpAddress, int]:
+        storage, target = self.lab.cluster.storage, probe.target
+        named = storage.catalogue.named("services")
+        service = {} if target.kind == "address" else storage.get(named, NAMESPACE, target.service)
+        node = self._addresses[f"node-{target.node or probe.client.node}"]
+        address, port = locate(service, probe, node[probe.family])
+        return ip_address(address), port
 
 
 def _compare_refusal(probe: Probe, fault: str, name: str) -> str:

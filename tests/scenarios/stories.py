@@ -92,7 +92,7 @@ def hairpin() -> Iterator[Scenario]:
 
 
 def session_affinity() -> Iterator[Scenario]:
-    """Affinity by client address: kept over frontends, refreshed, expired, switched, and re-picked."""
+    """Affinity by client address: at each frontend, refreshed, expired, switched, and re-picked."""
     kept, stays = Spread.KEPT, Spread.STICKY
     sticky = service("web", externalIPs=external(101), **affinity(_LONG_SECONDS))
     plain = service("web", externalIPs=external(101), sessionAffinity="None")
@@ -102,7 +102,7 @@ def session_affinity() -> Iterator[Scenario]:
             Step(probes(POD_3, WEB, BOTH), (plain,), label="off"),
             Step(probes((POD_1, POD_3), WEB, BOTH, spread=stays), (sticky,), label="switched on"),
             Step(
-                probes(POD_3, Target("external", "web"), FROM_NODE_3, spread=kept),
+                probes(POD_3, Target("external", "web"), FROM_NODE_3, spread=stays),
                 label="at another frontend",
             ),
             Step(probes(POD_3, WEB, BOTH), (plain,), label="switched off"),

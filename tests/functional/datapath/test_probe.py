@@ -61,7 +61,7 @@ from datapath.netlink.transport import NETLINK_NETFILTER, Socket
 from datapath.surroundings import observe
 with Socket(NETLINK_NETFILTER) as netfilter:
     found = observe(netfilter)
-print(found.leftovers, found.dropping, found.firewalld, sep="|")
+print(found.leftovers, found.dropping, found.firewalld, found.kube_proxy, found.kube_proxy_ports, sep="|")
 """
 MAKE = """
 ip link add cni0 type bridge
@@ -71,22 +71,31 @@ nft add chain ip filter INPUT '{ type filter hook input priority 0; policy drop;
 nft add chain ip filter FLANNEL-FWD
 nft add table inet firewalld
 nft add chain inet firewalld filter_FORWARD
-exec "$@"
+nft add table ip6 kube-proxy
+nft add chain ip6 kube-proxy services
+nft add chain ip filter KUBE-SVC-NPX46M4PTMTKRN6Y
+ip link set lo up
+python3 -c 'import socket, time; held = socket.create_server(("127.0.0.1", 10249)); time.sleep(20)' &
+trap "kill $!" EXIT
+for _ in $(seq 100); do ss -Hltn | grep -q 10249 && break; sleep 0.05; done
+"$@"
 """
 
 
 def test_surroundings_are_read_from_the_kernel() -> None:
     command = ["unshare", "--net", "sh", "-ec", MAKE, "sh", sys.executable, "-c", LOOK]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    leftovers, dropping, firewalld = done.stdout.strip().split("|")
+    leftovers, dropping, firewalld, kube_proxy, ports = done.stdout.strip().split("|")
     assert "link cni0" in leftovers
     assert "1 chains FLANNEL-*" in leftovers
     assert dropping == "('ip filter FORWARD',)"
     assert firewalld == "True"
+    assert kube_proxy == "('table ip6 kube-proxy', '1 chains KUBE-* in table ip filter')"
+    assert ports == "(10249,)"
 
 
 def test_an_empty_namespace_has_no_surroundings() -> None:
     done = subprocess.run(
         ["unshare", "--net", sys.executable, "-c", LOOK], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "{}|()|False\n"
+    assert done.stdout == "{}|()|False|()|()\n"

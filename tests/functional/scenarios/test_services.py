@@ -5,6 +5,7 @@ One cluster for all. The matrix is asked at once and reported row by row; each s
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +18,9 @@ from tests.scenarios.topology import PROTOCOLS, ZONES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
+    from lab.underlay import Routes
     from tests.scenarios.model import Probe, Scenario
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -26,13 +29,20 @@ MATRIX = without(matrix(), "sctp")
 STORIES = tuple(stories())
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceCluster]:
-    with LabCluster(tmp_path_factory.mktemp("services") / "state", nodes=3, zones=ZONES) as lab:
+@contextlib.contextmanager
+def service_cluster(state: Path, routes: Routes = "known") -> Iterator[ServiceCluster]:
+    with LabCluster(state, nodes=len(ZONES), zones=ZONES, routes=routes) as lab:
         cluster = ServiceCluster(lab)
         cluster.prepare()
         yield cluster
         cluster.end_pods()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceCluster]:
+    """Its nodes have no default route."""
+    with service_cluster(tmp_path_factory.mktemp("services") / "state") as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -75,6 +85,16 @@ def test_matrix(answers: dict[Probe, str], client: str, kind: str, family: int, 
     ]
     assert rows
     assert {probe.id: answers[probe] for probe in rows if probe in answers} == {}
+
+
+def test_nodes_with_a_default_route(tmp_path: Path) -> None:
+    """It decides which address a node's own packet has before it is translated."""
+    probes = [probe for probe in MATRIX.steps[0].probes if probe.client.kind == "node"]
+    with service_cluster(tmp_path / "state", "default") as cluster:
+        cluster.change(MATRIX.steps[0])
+        faults = cluster.faults(probes, 10.0)
+        assert {probe.id: fault for probe, fault in faults.items()} == {}
+        undisturbed(cluster)
 
 
 @pytest.mark.parametrize("scenario", STORIES, ids=lambda scenario: scenario.name)

@@ -137,7 +137,12 @@ def test_an_api_server_behind_a_cluster_ip() -> None:
 
 def test_what_checks_report_is_among_the_names_that_are_cleared() -> None:
     machine = check_machine(
-        Surroundings({"flannel": "link flannel.1"}, ("ip filter FORWARD",), firewalld=True)
+        Surroundings(
+            {"flannel": "link flannel.1"},
+            ("ip filter FORWARD",),
+            firewalld=True,
+            kube_proxy=("table ip kube-proxy",),
+        )
     )
     assert {row.name for row in machine} == preflight.MACHINE_NAMES
     assert "link flannel.1 of flannel" in machine[0].message
@@ -188,3 +193,32 @@ def test_the_walk_finds_what_comparing_all_pairs_finds(
         for one, other in itertools.combinations(uses, 2)
     )
     assert bool(list(preflight._overlaps(uses))) == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (
+            Surroundings(kube_proxy=("table ip kube-proxy", "table ip6 kube-proxy")),
+            ("has left its rules on this node (table ip kube-proxy, table ip6 kube-proxy)", "--cleanup"),
+        ),
+        (
+            Surroundings(kube_proxy=("9 chains KUBE-* in table ip nat",), kube_proxy_ports=(10249, 10256)),
+            ("runs beside Weft (port 10249 and 10256 is listened on; 9 chains KUBE-*", "delete daemonset"),
+        ),
+        (
+            Surroundings(kube_proxy_ports=(10249,), legacy_nat=True),
+            ("(port 10249 is listened on; its rules can't be seen, iptables-legacy has a nat table)",),
+        ),
+        (Surroundings(kube_proxy_ports=(10256,)), ("its rules can't be seen)",)),
+    ],
+)
+def test_a_second_proxy_is_named_with_what_to_do(found: Surroundings, words: tuple[str, ...]) -> None:
+    (row,) = check_machine(found)
+    assert (row.name, row.level) == (preflight.KUBE_PROXY, "warning")
+    for each in words:
+        assert each in row.message
+
+
+def test_a_nat_table_of_iptables_legacy_alone_means_nothing() -> None:
+    assert check_machine(Surroundings(legacy_nat=True)) == []

@@ -18,6 +18,7 @@ def test_objects_read_like_the_commands_that_make_them() -> None:
     assert describe(Route(bytes(16), 0, None, kind=RouteKind.UNREACHABLE)) == "unreachable ::/0"
     assert describe(PodLink("weft0")) == "weft0 up"
     assert describe(Sysctl("a/b", "1")) == "a/b = 1"
+    assert describe(Sysctl("a/b", "1", least=True)) == "a/b >= 1"
     assert kind(Neighbour("l", b"", b"")) == "neighbour"
 
 

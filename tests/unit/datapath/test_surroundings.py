@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
 import pytest
 
-from datapath.surroundings import ForeignChain, Surroundings, describe
+from datapath import surroundings
+from datapath.surroundings import ForeignChain, Surroundings, describe, foreign_listeners
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -26,7 +35,7 @@ def test_a_link_of_another_network(link: str, product: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "link", ["lo", "eth0", "weft.vxlan", "weft0123456789a", "cali", "docker0", "kube-ipvs0", "weaver"]
+    "link", ["lo", "eth0", "weft.vxlan", "weft0123456789a", "cali", "docker0", "kube-dummy", "weaver"]
 )
 def test_links_that_are_no_leftovers(link: str) -> None:
     assert describe([link], []) == Surroundings()
@@ -47,3 +56,84 @@ def test_a_forward_chain_that_drops_and_firewalld() -> None:
         ForeignChain("inet", "firewalld", "filter_FORWARD", forward_drop=False),
     ]
     assert describe([], chains) == Surroundings({}, ("ip filter FORWARD",), firewalld=True)
+
+
+def chains(*names: str) -> list[ForeignChain]:
+    """Chains as `family table name`."""
+    split = [each.split() for each in names]
+    return [ForeignChain(family, table, name, forward_drop=False) for family, table, name in split]
+
+
+def test_kube_proxys_tables_chains_and_link_are_named() -> None:
+    found = describe(
+        ["lo", "kube-ipvs0"],
+        chains(
+            "ip kube-proxy services",
+            "ip kube-proxy nat-output",
+            "ip6 kube-proxy services",
+            "ip nat KUBE-SERVICES",
+            "ip nat KUBE-SVC-NPX46M4PTMTKRN6Y",
+            "ip nat KUBE-SEP-6E7XQMQ4RAYOWTTM",
+            "ip filter KUBE-PROXY-FIREWALL",
+        ),
+        ports=(10256, 10249),
+    )
+    assert found == Surroundings(
+        kube_proxy=(
+            "table ip kube-proxy",
+            "table ip6 kube-proxy",
+            "1 chains KUBE-* in table ip filter",
+            "3 chains KUBE-* in table ip nat",
+            "link kube-ipvs0 (IPVS)",
+        ),
+        kube_proxy_ports=(10249, 10256),
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "KUBE-FIREWALL",
+        "KUBE-MARK-MASQ",
+        "KUBE-POSTROUTING",
+        "KUBE-KUBELET-CANARY",
+        "KUBE-IPTABLES-HINT",
+        "KUBE-ROUTER-INPUT",
+        "KUBE-POD-FW-ABCDEFGHIJKLMNOP",
+        "KUBE-NWPLCY-ABCDEFGHIJKLMNOP",
+    ],
+)
+def test_chains_of_kubelet_and_others_are_not_kube_proxys(name: str) -> None:
+    assert describe([], chains(f"ip nat {name}")).kube_proxy == ()
+
+
+HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"
+ROW = "   0: {address}:{port:04X} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 0 0 {inode} 1"
+
+
+def row(port: int, inode: int, state: str = "0A", address: str = "0100007F") -> str:
+    return ROW.format(address=address, port=port, state=state, inode=inode)
+
+
+def test_listeners_of_other_processes_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    four, six = tmp_path / "tcp", tmp_path / "tcp6"
+    four.write_text(
+        "\n".join([HEADER, row(10249, 5), row(10256, 77), row(22, 6), row(40000, 8, "01"), row(10251, 9)])
+    )
+    six.write_text("\n".join([HEADER, row(10250, 7, address=32 * "0")]) + "\n")
+    monkeypatch.setattr(surroundings, "_TCP_TABLES", (str(four), str(six), str(tmp_path / "none")))
+    monkeypatch.setattr(surroundings, "_own_sockets", lambda: frozenset({"77"}))
+    assert foreign_listeners({10249, 10250, 10251, 10256}) == (10249, 10250)
+
+
+def test_our_own_listener_is_no_strangers() -> None:
+    with socket.socket() as ours:
+        ours.bind(("127.0.0.1", 0))
+        ours.listen()
+        port = ours.getsockname()[1]
+        assert foreign_listeners({port}) == ()
+        code = (
+            f"import socket; from datapath.surroundings import foreign_listeners as f; print(f({{{port}}}))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout == f"({port},)\n"

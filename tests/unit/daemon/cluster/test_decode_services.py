@@ -341,5 +341,6 @@ def test_when_a_slice_was_triggered_is_known_but_no_difference() -> None:
     moment = dt.datetime(2026, 1, 2, 3, 4, 5, 123456, tzinfo=dt.UTC)
     assert found.triggered == pytest.approx(moment.timestamp())
     assert found == endpoint_slice(raw_slice())
-    raw["metadata"]["annotations"] = {decode_services.TRIGGER_ANNOTATION: "yesterday"}
-    assert endpoint_slice(raw).triggered == 0
+    for vague in ("yesterday", "2026-01-02T03:04:05", 7):
+        raw["metadata"]["annotations"] = {decode_services.TRIGGER_ANNOTATION: vague}
+        assert endpoint_slice(raw).triggered == 0

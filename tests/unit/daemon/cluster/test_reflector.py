@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from daemon.cluster import decode
+from daemon.cluster import decode, decode_services
 from daemon.cluster.connection import Connection
 from daemon.cluster.endpoint import Endpoint
 from daemon.cluster.reflector import Reflector, Resource, Timing
@@ -192,6 +192,33 @@ async def test_a_label_that_comes_takes_the_object_away_and_back(
     api.put("n0")
     await until(lambda: "n0" in follower.store.nodes)
     assert api.requests["GET"] == 1
+
+
+@pytest.mark.parametrize("label", ["headless", "service-proxy-name"])
+async def test_a_label_that_says_so_takes_a_service_away_from_the_proxy_and_back(
+    api: FakeApi, follow: Callable[..., Follower], label: str
+) -> None:
+    api.put("web")
+    follower = follow(selector=decode_services.SELECTOR)
+    await until(lambda: api.requests["WATCH"])
+    assert "web" in follower.store.nodes
+    api.put("web", labels={f"service.kubernetes.io/{label}": ""})
+    await until(lambda: not follower.store.nodes)
+    api.put("web")
+    await until(lambda: "web" in follower.store.nodes)
+
+
+@pytest.mark.parametrize("label", ["headless", "service-proxy-name"])
+async def test_slices_are_followed_that_are_of_a_service_and_for_the_proxy(
+    api: FakeApi, follow: Callable[..., Follower], label: str
+) -> None:
+    of = {decode_services.SERVICE_LABEL: "web"}
+    api.put("ours", labels=of)
+    api.put("nobodys")
+    api.put("others", labels={**of, f"service.kubernetes.io/{label}": "x"})
+    follower = follow(selector=decode_services.SLICE_SELECTOR)
+    await until(lambda: api.requests["WATCH"])
+    assert set(follower.store.nodes) == {"ours"}
 
 
 async def test_without_a_selector_none_is_sent(api: FakeApi, follow: Callable[..., Follower]) -> None:

@@ -87,6 +87,35 @@ def test_a_changed_slice_changes_the_fragment_of_its_service_only() -> None:
     assert set(shop.turn()) == {service_key(service())}
 
 
+def test_a_change_costs_its_own_service_however_many_there_are() -> None:
+    shop = Shop()
+    for number in range(50):
+        shop.put(service(f"10.96.1.{number}", name=f"s{number}"), slice_(name=f"x{number}", of=f"s{number}"))
+    shop.turn()
+    asked: list[str] = []
+
+    def slices(name: str) -> tuple[EndpointSlice, ...]:
+        asked.append(name)
+        return shop.store.endpoint_slices.of(name)
+
+    shop.put(slice_("10.0.0.1", name="x7", of="s7"))
+    names = [key.name for key in shop.subscription.take()]
+    assert len(shop.catalog.update(shop.store.services, slices, names, SITE)) == 1
+    assert asked == ["shop/s7"]
+
+
+def test_affinity_is_switched_live() -> None:
+    shop = Shop()
+    shop.put(service(), slice_("10.0.0.1"))
+    shop.turn()
+    shop.put(service(affinity_seconds=30))
+    assert set(shop.turn()) == {service_key(service())}
+    assert shop.catalog.need.timeouts == {30}
+    shop.put(service())
+    assert set(shop.turn()) == {service_key(service())}
+    assert shop.catalog.need.timeouts == set()
+
+
 def test_what_makes_no_difference_changes_nothing() -> None:
     shop = Shop()
     shop.put(service(), slice_("10.0.0.1", "10.0.0.2 unready"))
