@@ -12,13 +12,13 @@ GENERATED := weft_rpc/.generated
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=CI,PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint unit functional e2e e2e-deploy helm soak bench shim proto lock clean
+.PHONY: help install demo test lint unit functional e2e helm soak bench shim proto lock clean
 
 help:
 	@echo "make demo    a cluster of network namespaces with real daemons, and its connectivity matrix"
 	@echo "make test    lint, unit, property and functional tests (make lint, unit, functional: one of them)"
-	@echo "make e2e     the tests on a real Kubernetes cluster (builds Kubernetes the first time)"
-	@echo "make e2e-deploy   the container image on a real cluster        make helm    helm, for the chart's tests"
+	@echo "make e2e     the tests on a real Kubernetes cluster (builds Kubernetes and the image the first time)"
+	@echo "make helm    helm, for the chart's tests"
 	@echo "make soak    the long-running counts        make bench   measurements against floor and peers"
 
 install: $(VENV)/.installed $(GENERATED)
@@ -65,10 +65,6 @@ functional: install shim
 e2e: install shim
 	.ci/install-packages e2e
 	$(AS_ROOT) $(BIN)/pytest -m e2e tests/e2e
-
-e2e-deploy: install shim
-	.ci/install-packages e2e deploy
-	$(AS_ROOT) $(BIN)/pytest -m deploy tests/e2e/test_deploy.py
 
 # Where the tests look for it; they are skipped without helm.
 helm:

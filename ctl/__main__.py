@@ -9,7 +9,9 @@ from ctl.commands.completion import completion
 from ctl.commands.diff import diff
 from ctl.commands.ipam import ipam
 from ctl.commands.nodes import nodes
+from ctl.commands.services import services
 from ctl.commands.status import status
+from ctl.commands.uninstall import uninstall
 from ctl.invocation import Invocation, shared_options
 
 
@@ -44,7 +46,7 @@ def cli(context: click.Context) -> None:
     context.ensure_object(Invocation)
 
 
-for command in (status, attachments, ipam, nodes, diff, completion):
+for command in (status, attachments, ipam, nodes, services, diff, completion, uninstall):
     cli.add_command(command)
 
 

@@ -27,6 +27,12 @@ class UnreachableError(click.ClickException):
     exit_code = Exit.UNREACHABLE
 
 
+class InUseError(click.ClickException):
+    """The command found what speaks against it; the message says what, and how to do it all the same."""
+
+    exit_code = Exit.FOUND
+
+
 class FailedError(click.ClickException):
     """The command could not be carried out; the message says why and what to do."""
 

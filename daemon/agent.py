@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
     from daemon.cluster.model import Node
+    from daemon.compile.catalog import View
     from daemon.compile.local import LocalNetwork
     from daemon.config import Config
 
@@ -265,6 +266,9 @@ class Agent:
         forever(
             "health", http.serve(config.health_address, self.health.routes(), findings, key="healthAddress")
         )
+        forever(
+            "probes", http.serve(config.probe_address, self.health.routes(), findings, key="probeAddress")
+        )
         routes = http.metrics_routes(self.metrics)
         forever("metrics", http.serve(config.metrics_address, routes, findings, key="metricsAddress"))
         forever("events", self.events.run())
@@ -380,7 +384,13 @@ class Agent:
             links=links,
             findings=self.findings,
             health=self._admin_health,
+            services=self._views,
         )
+
+    def _views(self, name: str) -> list[View]:
+        catalog = self.services.catalog
+        views = map(catalog.view, [name] if name else sorted(catalog))
+        return [view for view in views if view is not None]
 
     def _admin_health(self) -> AdminHealth:
         synced = self.reconciler.last_sync

@@ -75,6 +75,7 @@ class Config:
     conntrack_close_wait_seconds: int = 3600
     metrics_address: str = ":9465"
     health_address: str = ":10256"
+    probe_address: str = "127.0.0.1:9466"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     dns: dict[str, list[str]] = field(default_factory=dict)
@@ -367,7 +368,14 @@ KEYS: tuple[Key, ...] = (
         "healthAddress",
         "health_address",
         _LISTEN,
-        "Where /healthz, /livez and /readyz are served.",
+        "Where load balancers ask for /healthz, as they ask kube-proxy.",
+        _listen,
+    ),
+    Key(
+        "probeAddress",
+        "probe_address",
+        _LISTEN,
+        "Where kubelet asks for /livez and /readyz.",
         _listen,
     ),
     Key(

@@ -1,4 +1,4 @@
-"""The daemon's HTTP endpoints: health and metrics. Owns readiness and the loop's heartbeat.
+"""The daemon's HTTP endpoints: health, probes and metrics. Owns readiness and the loop's heartbeat.
 
 /livez tells whether the daemon works at all: the event loop turns, and no change of a Service waits for long.
 An API server in trouble is nothing that killing the daemon would mend. /healthz is what load balancers ask of
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _BEAT_SECONDS = 1.0
 _DEAD_SECONDS = 30.0
 _RETRY_SECONDS = 10.0
+_USUAL_HOLDERS = {10256: "kube-proxy, which serves its own health there, may run on this node; "}
+"""Who else is known to listen at a port, in words."""
 
 
 class Health:
@@ -160,8 +162,9 @@ async def serve(address: str, routes: Mapping[str, Handler], findings: Findings,
                 findings.report(
                     "PortTaken",
                     "warning",
-                    f"{key} {address} can't be served: {error.strerror or error}; free the port or set "
-                    f"another {key} (tried again every {_RETRY_SECONDS:.0f} s)",
+                    f"{key} {address} can't be served: {error.strerror or error}; "
+                    f"{_USUAL_HOLDERS.get(port, '')}free the port or set another {key} "
+                    f"(tried again every {_RETRY_SECONDS:.0f} s)",
                     key=key,
                 )
                 await asyncio.sleep(_RETRY_SECONDS)

@@ -159,7 +159,9 @@ def attach(
             _wire_pod(request, namespace, home, pod_index)
             wired = time.perf_counter()
             if objects is None:
-                objects = _host_objects(request, request.sources)
+                objects = host_objects_of(
+                    request.host_link, request.addresses, request.sources, request.ports
+                )
             host.batch(_host_messages(request, objects, index), f"link {request.host_link} can't be set up")
         except InterfaceExistsError:
             raise
@@ -204,7 +206,25 @@ def host_objects(attachment: Attachment, sources: tuple[Address, ...]) -> tuple[
 
     Neighbours are not among it: the kernel keeps them itself, and the pod's MAC address may change.
     """
-    return _host_objects(attachment, sources)
+    return host_objects_of(attachment.host_link, attachment.addresses, sources, attachment.ports)
+
+
+def host_objects_of(
+    link: str,
+    addresses: tuple[Address, ...],
+    sources: tuple[Address, ...],
+    ports: tuple[HostPort, ...] = (),
+) -> tuple[KernelObject, ...]:
+    """Return the same for a pod that is to be wired."""
+    by_size = {len(source): source for source in sources}
+    objects: list[KernelObject] = [PodLink(link)]
+    if ports and is_on_loopback(addresses, ports):
+        objects.append(Sysctl(f"net/ipv4/conf/{link}/route_localnet", "1"))
+    for address in addresses:
+        size = len(address)
+        objects.append(LinkAddress(link, GATEWAYS[size], 8 * size))
+        objects.append(Route(address, 8 * size, link, source=by_size.get(size)))
+    return tuple(objects)
 
 
 def _create(host: Socket, request: AttachRequest, namespace: int) -> tuple[int, int]:
@@ -274,19 +294,6 @@ def _wire_pod(request: AttachRequest, namespace: int, home: int | None, index: i
                 _write_setting("net/ipv6/conf/all/disable_ipv6", "0")
                 _write_setting(f"{settings}/disable_ipv6", "0")
             pod.batch(messages, action)
-
-
-def _host_objects(pod: Attachment | AttachRequest, sources: tuple[Address, ...]) -> tuple[KernelObject, ...]:
-    link = pod.host_link
-    by_size = {len(source): source for source in sources}
-    objects: list[KernelObject] = [PodLink(link)]
-    if pod.ports and is_on_loopback(pod.addresses, pod.ports):
-        objects.append(Sysctl(f"net/ipv4/conf/{link}/route_localnet", "1"))
-    for address in pod.addresses:
-        size = len(address)
-        objects.append(LinkAddress(link, GATEWAYS[size], 8 * size))
-        objects.append(Route(address, 8 * size, link, source=by_size.get(size)))
-    return tuple(objects)
 
 
 def _host_messages(request: AttachRequest, objects: tuple[KernelObject, ...], index: int) -> list[Message]:

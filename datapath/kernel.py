@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 
 from datapath import attachment as wiring
 from datapath import inspection
-from datapath.attachment import host_objects
+from datapath.attachment import host_objects, host_objects_of
 from datapath.desired import Fragment, Route
 from datapath.errors import DatapathError
+from datapath.fragments import Touched
 from datapath.netlink.links import decode_link, get_links
 from datapath.nft.hostports import host_port_elements, host_port_sets, read_host_ports
 from datapath.nft.tables import pod_sources
 from datapath.underlay import read_links
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from datapath.attachment import Attached, Attachment, AttachRequest, Detached
     from datapath.desired import Address, FragmentKey
@@ -66,6 +67,14 @@ def readdressed(sync: Sync, sources: tuple[Address, ...]) -> dict[FragmentKey, F
     return changes
 
 
+def _fragment(request: AttachRequest) -> Fragment:
+    elements = pod_sources(request.host_link, request.addresses)
+    if request.ports:
+        elements += host_port_elements(request.addresses, request.ports)
+    objects = host_objects_of(request.host_link, request.addresses, request.sources, request.ports)
+    return Fragment(objects=objects, elements=elements)
+
+
 class Kernel:
     """The node's kernel, for jobs of the writer; valid during the job, on its thread.
 
@@ -79,6 +88,21 @@ class Kernel:
         self._sync = sync
         self._home = home
         self._doomed = doomed
+        self._expected: dict[str, Fragment] = {}
+
+    def expect(self, requests: Sequence[AttachRequest]) -> None:
+        """Let pods send that are about to be attached: the elements of all, in one transaction.
+
+        Each of them must then be attached. Where the kernel refuses, `attach` tries again for each alone.
+        """
+        fragments = {request.host_link: _fragment(request) for request in requests}
+        try:
+            self._admit(fragments)
+        except DatapathError:
+            for link in fragments:
+                self._sync.record(attachment_key(link), None)
+        else:
+            self._expected.update(fragments)
 
     def attach(self, request: AttachRequest) -> Attached:
         """Wire a pod; everything is undone on failure.
@@ -87,30 +111,27 @@ class Kernel:
             NamespaceError, AttachError: see `datapath.attachment.attach`.
             DatapathError: its elements were refused.
         """
-        sync = self._sync
-        wired = wiring.Attachment(
-            request.host_link,
-            request.netns,
-            request.ifname,
-            request.mac,
-            request.mtu,
-            request.addresses,
-            request.ports,
-        )
-        name = attachment_key(request.host_link)
-        # Elements before the link: the pod may send as soon as it is up.
-        fragment = attachment_fragment(wired, request.sources)
-        touched = sync.record(name, fragment)
+        sync, link = self._sync, request.host_link
+        fragment = self._expected.pop(link, None)
         try:
-            sync.ruleset.apply_now(touched)
+            # Elements before the link: the pod may send as soon as it is up.
+            if fragment is None:
+                fragment = _fragment(request)
+                self._admit({link: fragment})
             attached = wiring.attach(sync.route, request, objects=fragment.objects, home=self._home)
         except BaseException:
             # Elements that can't be taken back now are found by the next reading.
             with suppress(DatapathError):
-                sync.ruleset.apply_now(sync.record(name, None))
+                sync.ruleset.apply_now(sync.record(attachment_key(link), None))
             raise
-        sync.indexes[request.host_link] = attached.host_index
+        sync.indexes[link] = attached.host_index
         return attached
+
+    def _admit(self, fragments: Mapping[str, Fragment]) -> None:
+        touched = Touched()
+        for link, fragment in fragments.items():
+            self._sync.record(attachment_key(link), fragment, touched)
+        self._sync.ruleset.apply_now(touched)
 
     def detach(self, attachment: Attachment) -> Detached:
         """Cut a pod off; only its link's destruction is left for later. Absence is success."""

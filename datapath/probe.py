@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from datapath.desired import VxlanLink
 from datapath.errors import DatapathError
+from datapath.netlink.ctnetlink import get_flows
 from datapath.netlink.links import VethPair, new_veth, new_vxlan
-from datapath.netlink.transport import Socket
+from datapath.netlink.transport import NETLINK_NETFILTER, Socket
 from datapath.nft.connection import Nft
 from datapath.nft.observe import ObservedRuleset
 from datapath.nft.plan import plan
@@ -68,6 +69,12 @@ def _try_all(options: TableOptions, found: list[MissingFeature]) -> None:
             "CONFIG_NF_TABLES, CONFIG_NFT_CT, CONFIG_NFT_MASQ, CONFIG_NFT_NAT",
             lambda: _nftables(options),
         ),
+        (
+            "connection tracking by netlink",
+            "UDP clients of Services whose endpoints change",
+            "CONFIG_NF_CT_NETLINK",
+            _flows,
+        ),
     )
     for name, purpose, option, trial in trials:
         try:
@@ -90,6 +97,12 @@ def _vxlan() -> None:
     with Socket() as route:
         link = VxlanLink("weft.probe", 1, 4789, _MAC, bytes((192, 0, 2, 1)), 1400)
         route.batch([new_vxlan(link)], "a VXLAN link can't be created")
+
+
+def _flows() -> None:
+    with Socket(NETLINK_NETFILTER) as netfilter:
+        for _ in netfilter.stream(get_flows(), "flows can't be listed"):
+            pass
 
 
 def _nftables(options: TableOptions) -> None:

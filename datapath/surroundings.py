@@ -142,14 +142,15 @@ def describe(
 
 def foreign_listeners(ports: Container[int]) -> tuple[int, ...]:
     """Return those of these TCP ports on which another process listens in this thread's network namespace."""
+    listening = [
+        (port, inode)
+        for path in _TCP_TABLES
+        for address, inode in _listeners(path)
+        if (port := int(address.rpartition(":")[2], 16)) in ports
+    ]
+    # Ours are looked at afterwards: one that was just opened is in both, or in neither.
     own = _own_sockets()
-    found = set()
-    for path in _TCP_TABLES:
-        for address, inode in _listeners(path):
-            port = int(address.rpartition(":")[2], 16)
-            if port in ports and inode not in own:
-                found.add(port)
-    return tuple(sorted(found))
+    return tuple(sorted({port for port, inode in listening if inode not in own}))
 
 
 def _listeners(path: str) -> Iterator[tuple[str, str]]:

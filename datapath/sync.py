@@ -129,10 +129,13 @@ class Sync:
         """Whether any of these is desired: a notification about others is none of ours."""
         return any(key in self.desired.objects for key in keys)
 
-    def record(self, key: FragmentKey, fragment: Fragment | None) -> Touched:
-        """Take a fragment whose objects the caller has written itself; elements are left to the caller."""
+    def record(self, key: FragmentKey, fragment: Fragment | None, touched: Touched | None = None) -> Touched:
+        """Take a fragment whose objects the caller writes itself; what it touched is added to `touched`.
+
+        Elements are left to the caller.
+        """
         self._incoming.pop(key, None)
-        touched = self.desired.replace(key, fragment)
+        touched = self.desired.replace(key, fragment, touched)
         for name in touched.objects:
             value = self.desired.objects.get(name)
             if value is None:

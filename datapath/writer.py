@@ -14,7 +14,7 @@ import time
 from collections import deque
 from contextlib import ExitStack, suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from datapath.errors import DatapathError
 from datapath.kernel import Kernel, readdressed
@@ -26,13 +26,14 @@ from datapath.sync import Sync
 from datapath.underlay import read_links
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from datapath.describe import Difference
     from datapath.desired import Address, Fragment, FragmentKey, ObjectKey
     from datapath.underlay import HostLink
 
 T = TypeVar("T")
+Q = TypeVar("Q")
 
 RETRY_SECONDS = 0.5
 """Until what the kernel refused is tried again the first time; the time doubles up to RETRY_LIMIT_SECONDS."""
@@ -40,6 +41,8 @@ RETRY_LIMIT_SECONDS = 30.0
 READING_RETRY_SECONDS = 0.1
 READING_TRIES = 10
 DRAIN_SECONDS = 5.0
+GROUP = 8
+"""Jobs that are done together at most: the first of them is answered with the last."""
 
 
 class Applied(NamedTuple):
@@ -71,6 +74,21 @@ class _Waiter(NamedTuple):
     reason: str | None
 
 
+_ALONE: Any = object()
+
+
+class _Job(NamedTuple):
+    """What is to be done: work that takes the kernel, and an item too if it can be done with others."""
+
+    work: Callable[..., Any]
+    future: asyncio.Future[object]
+    item: Any = _ALONE
+
+    def joins(self, other: _Job) -> bool:
+        """Whether both can be done by one call."""
+        return self.item is not _ALONE and self.work == other.work
+
+
 class Writer:
     """Changes the kernel of one network namespace.
 
@@ -94,7 +112,7 @@ class Writer:
         # In C: it wakes the thread in a third of the time that threading.Condition takes.
         self._awake: SimpleQueue[None] = SimpleQueue()
         self._asleep = False
-        self._jobs: deque[tuple[Callable[[Kernel], object], asyncio.Future[object]]] = deque()
+        self._jobs: deque[_Job] = deque()
         self._queries: deque[tuple[Callable[[Sync], object], asyncio.Future[object]]] = deque()
         self._changes: dict[FragmentKey, Fragment | None] = {}
         self._waiters: list[_Waiter] = []
@@ -141,7 +159,20 @@ class Writer:
             Exception: whatever the job raised.
         """
         future = _promise()
-        self._put(lambda: self._jobs.append((job, future)))
+        self._put(lambda: self._jobs.append(_Job(job, future)))
+        return cast("T", await future)
+
+    async def together(self, work: Callable[[Kernel, Sequence[Q]], Sequence[T | Exception]], item: Q) -> T:
+        """Run a job like `attachment`, but one that may do several at once.
+
+        Those that wait one behind the other are done by one call, at most GROUP of them.
+
+        Args:
+            work: is given the items of such jobs and returns, for each, its result or what failed.
+            item: what this caller wants to have done.
+        """
+        future = _promise()
+        self._put(lambda: self._jobs.append(_Job(work, future, item)))
         return cast("T", await future)
 
     async def adopt(self, fragments: Mapping[FragmentKey, Fragment]) -> None:
@@ -270,22 +301,31 @@ class Writer:
                         return
                     deadline = min(deadline, time.monotonic() + DRAIN_SECONDS)
                 changes, self._changes = self._changes, {}
-                job = self._jobs.popleft() if self._jobs else None
-                query = self._queries.popleft() if self._queries and job is None else None
+                jobs = self._take_jobs()
+                query = self._queries.popleft() if self._queries and not jobs else None
             if asleep:
                 with suppress(Empty):
                     self._awake.get(timeout=self._pace.wait())
                 continue
             # Before any job: one that detaches must find what `adopt` was given.
             sync.change(changes)
-            if job is not None:
-                _run(job[1], job[0], kernel)
+            if jobs:
+                _run_jobs(jobs, kernel)
             elif query is not None:
                 _run(query[1], query[0], sync)
             elif time.monotonic() > deadline:
                 return
             else:
                 self._advance(sync)
+
+    def _take_jobs(self) -> list[_Job]:
+        """Take the first job and what is done together with it; the caller holds the lock."""
+        waiting = self._jobs
+        jobs = [waiting.popleft()] if waiting else []
+        if jobs and jobs[0].item is not _ALONE:
+            while waiting and len(jobs) < GROUP and waiting[0].joins(jobs[0]):
+                jobs.append(waiting.popleft())
+        return jobs
 
     def _has_work(self, sync: Sync) -> bool:
         if self._jobs or self._queries or self._changes or self._resync or self._pace.due():
@@ -349,7 +389,7 @@ class Writer:
     def _abandon(self) -> None:
         """Tell everybody who still waits that nothing more will be done."""
         error = StoppedError("the daemon stopped before this was done")
-        for future in [future for _, future in (*self._jobs, *self._queries)]:
+        for future in [*(job.future for job in self._jobs), *(future for _, future in self._queries)]:
             _tell(future, failure=error)
         self._fail_waiters(error)
 
@@ -402,6 +442,25 @@ class _Pace:
             self._seconds = min(2 * self._seconds, RETRY_LIMIT_SECONDS)
 
 
+def _run_jobs(jobs: Sequence[_Job], kernel: Kernel) -> None:
+    work, future, item = jobs[0]
+    if item is _ALONE:
+        _run(future, work, kernel)
+        return
+    futures = [job.future for job in jobs]
+    try:
+        outcomes = work(kernel, [job.item for job in jobs])
+    except BaseException as error:  # noqa: BLE001 - it belongs to the callers
+        outcomes = [error] * len(jobs)
+
+    def settle() -> None:
+        for each, outcome in zip(futures, outcomes, strict=True):
+            _settle(each, outcome, isinstance(outcome, BaseException))
+
+    # One call to wake the loop for all of them.
+    future.get_loop().call_soon_threadsafe(settle)
+
+
 def _run(future: asyncio.Future[object], function: Callable[[T], object], argument: T) -> None:
     try:
         result = function(argument)
@@ -420,13 +479,14 @@ def _tell(
     future: asyncio.Future[object], result: object = None, *, failure: BaseException | None = None
 ) -> None:
     """Give a future its outcome, from the thread."""
+    outcome = result if failure is None else failure
+    future.get_loop().call_soon_threadsafe(_settle, future, outcome, failure is not None)
 
-    def settle() -> None:
-        if future.done():
-            return
-        if failure is None:
-            future.set_result(result)
-        else:
-            future.set_exception(failure)
 
-    future.get_loop().call_soon_threadsafe(settle)
+def _settle(future: asyncio.Future[object], outcome: object, failed: bool) -> None:
+    if future.done():
+        return
+    if failed:
+        future.set_exception(cast("BaseException", outcome))
+    else:
+        future.set_result(outcome)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ipam import ports as host_ports
-from ipam.errors import DuplicateError, ExhaustedError, PortTakenError
+from ipam.errors import DuplicateError, ExhaustedError, IpamError, PortTakenError
 from ipam.pool import QUEUE_LIMIT, RESERVED_LOW, Released, Usage, choose
 from ipam.record import Record, State
 
@@ -52,6 +52,31 @@ class _Queue:
         return number if self.first <= number < self.end else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be recorded of an attachment to be.
+
+    Attributes:
+        key: what is to be attached.
+        pools: this node's pod CIDRs; of one family the first with an address left serves.
+        netns: path of the pod's network namespace.
+        host_link: the host veth's name.
+        mac: of the pod's interface.
+        mtu: of the pod's interface.
+        pod: the pod's namespace, name and UID, as far as known.
+        ports: ports of the node that are to lead to the pod.
+    """
+
+    key: AttachmentKey
+    pools: Sequence[Pool]
+    netns: str
+    host_link: str
+    mac: bytes
+    mtu: int
+    pod: tuple[str, str, str] = ("", "", "")
+    ports: tuple[PortMapping, ...] = ()
+
+
 class Allocator:
     """The addresses of this node's pods."""
 
@@ -80,17 +105,7 @@ class Allocator:
         pod: tuple[str, str, str] = ("", "", ""),
         ports: tuple[PortMapping, ...] = (),
     ) -> Record:
-        """Record the intent to attach, with one address of each family that the pools have.
-
-        Args:
-            key: what is to be attached.
-            pools: this node's pod CIDRs; of one family the first with an address left serves.
-            netns: path of the pod's network namespace.
-            host_link: the host veth's name.
-            mac: of the pod's interface.
-            mtu: of the pod's interface.
-            pod: the pod's namespace, name and UID, as far as known.
-            ports: ports of the node that are to lead to the pod.
+        """Record the intent to attach, with one address of each family that the pools have; see `Wish`.
 
         Raises:
             ExhaustedError: a family has no address left; nothing was recorded.
@@ -98,41 +113,69 @@ class Allocator:
             DuplicateError: the key or the link is recorded already.
             StoreError: the database can't be written.
         """
-        if key in self.store.records:
-            raise DuplicateError(f"attachment {key} is recorded already")
+        (found,) = self.reserve_all((Wish(key, pools, netns, host_link, mac, mtu, pod, ports),))
+        if isinstance(found, IpamError):
+            raise found
+        return found
+
+    def reserve_all(self, wishes: Sequence[Wish]) -> list[Record | IpamError]:
+        """Record the intent to attach several at once, in one transaction.
+
+        What is wrong with one does not concern the others.
+
+        Returns:
+            For each wish its record or the error that `reserve` would raise.
+        """
         now = self.store.clock()
-        addresses = tuple(self._choose(family, now) for family in _by_family(pools))
-        if ports:
-            self._require_free(ports, addresses)
-        record = Record(
-            key=key,
-            netns=netns,
-            host_link=host_link,
-            mac=mac,
-            mtu=mtu,
-            addresses=addresses,
-            pod_namespace=pod[0],
-            pod_name=pod[1],
-            pod_uid=pod[2],
-            created=now / _SECOND,
-            ports=ports,
-        )
-        self.store.insert(record)
-        for queue in self._queues.values():
-            for address in addresses:
+        found: list[Record | IpamError] = []
+        for wish in wishes:
+            try:
+                found.append(self._choose_all(wish, now, found))
+            except IpamError as error:
+                found.append(error)
+        try:
+            self.store.insert(*(each for each in found if isinstance(each, Record)))
+        except IpamError as error:
+            # What was chosen is free again: the queues are made anew from what is recorded.
+            self._queues.clear()
+            if len(wishes) > 1:
+                return [each for wish in wishes for each in self.reserve_all((wish,))]
+            return [error]
+        return found
+
+    def _choose_all(self, wish: Wish, now: int, others: Iterable[Record | IpamError]) -> Record:
+        if wish.key in self.store.records:
+            raise DuplicateError(f"attachment {wish.key} is recorded already")
+        chosen = [self._choose(family, now) for family in _by_family(wish.pools)]
+        if wish.ports:
+            _require_free(wish.ports, chosen, (*self.store.records.values(), *others))
+        for address in chosen:
+            for queue in self._queues.values():
                 if number := queue.number(address):
                     queue.waiting.pop(address, None)
                     queue.cursor = max(queue.cursor, number + 1)
-        return record
+        return Record(
+            key=wish.key,
+            netns=wish.netns,
+            host_link=wish.host_link,
+            mac=wish.mac,
+            mtu=wish.mtu,
+            addresses=tuple(chosen),
+            pod_namespace=wish.pod[0],
+            pod_name=wish.pod[1],
+            pod_uid=wish.pod[2],
+            created=now / _SECOND,
+            ports=wish.ports,
+        )
 
-    def confirm(self, key: AttachmentKey) -> Record:
-        """Record that the wiring is complete.
+    def confirm(self, *keys: AttachmentKey) -> list[Record]:
+        """Record that the wiring is complete, of all the keys' attachments in one transaction.
 
         Raises:
-            UnknownAttachmentError: nothing was reserved under the key.
-            StoreError: the database can't be written; the attachment is still pending.
+            UnknownAttachmentError: nothing was reserved under a key.
+            StoreError: the database can't be written; the attachments are still pending.
         """
-        return self.store.set_state(key, State.ATTACHED)
+        return self.store.set_states(keys, State.ATTACHED)
 
     def begin_release(self, key: AttachmentKey) -> Record:
         """Record the intent to take the wiring down.
@@ -175,14 +218,6 @@ class Allocator:
     def usage(self, pools: Iterable[Pool]) -> tuple[Usage, ...]:
         """Return each pool's figures."""
         return tuple(self._usage(pool) for pool in pools)
-
-    def _require_free(self, ports: tuple[PortMapping, ...], addresses: tuple[bytes, ...]) -> None:
-        wanted = host_ports.claims(ports, map(len, addresses))
-        for other in self.store.records.values():
-            if other.ports:
-                held = host_ports.claims(other.ports, map(len, other.addresses))
-                for claim in wanted.keys() & held.keys():
-                    raise PortTakenError(wanted[claim], other)
 
     def _usage(self, pool: Pool) -> Usage:
         now = self.store.clock()
@@ -246,6 +281,17 @@ class Allocator:
             cursor=network + cursor,
             waiting=dict.fromkeys([*waiting, *gaps]),
         )
+
+
+def _require_free(
+    ports: tuple[PortMapping, ...], addresses: Iterable[bytes], others: Iterable[Record | IpamError]
+) -> None:
+    wanted = host_ports.claims(ports, map(len, addresses))
+    for other in others:
+        if isinstance(other, Record) and other.ports:
+            held = host_ports.claims(other.ports, map(len, other.addresses))
+            for claim in sorted(wanted.keys() & held.keys()):
+                raise PortTakenError(wanted[claim], other)
 
 
 def _by_family(pools: Sequence[Pool]) -> list[list[Pool]]:

@@ -91,30 +91,35 @@ class Store:
             self.fresh = not self._load()
         self._identity = self._file_identity()
 
-    def insert(self, record: Record) -> None:
-        """Add an attachment; its addresses rest no more.
+    def insert(self, *records: Record) -> None:
+        """Add attachments, all or none; their addresses rest no more.
 
         Raises:
-            DuplicateError: its key, link or one of its addresses is recorded already.
-            StoreError: it can't be written.
+            DuplicateError: a key, link or address among them is recorded already.
+            StoreError: they can't be written.
         """
-        rested = [address for address in record.addresses if address in self.released]
-        self._write([(_TAKE, (address,)) for address in rested] + [(_INSERT, _row(record))])
-        self.records[record.key] = record
+        rested = [address for record in records for address in record.addresses if address in self.released]
+        rows: list[Statement] = [(_INSERT, _row(record)) for record in records]
+        self._write([(_TAKE, (address,)) for address in rested] + rows)
+        self.records.update((record.key, record) for record in records)
         for address in rested:
             del self.released[address]
 
     def set_state(self, key: AttachmentKey, state: State) -> Record:
-        """Change an attachment's state and return it.
+        """Change an attachment's state and return it. Raises as `set_states`."""
+        return self.set_states((key,), state)[0]
+
+    def set_states(self, keys: Sequence[AttachmentKey], state: State) -> list[Record]:
+        """Change the state of attachments, of all or of none, and return them.
 
         Raises:
-            UnknownAttachmentError: there is none.
+            UnknownAttachmentError: one is not recorded.
             StoreError: it can't be written.
         """
-        record = self._known(key).in_state(state)
-        self._write([(_STATE, (int(state), *key))])
-        self.records[key] = record
-        return record
+        records = [self._known(key).in_state(state) for key in keys]
+        self._write([(_STATE, (int(state), *key)) for key in keys])
+        self.records.update(zip(keys, records, strict=True))
+        return records
 
     def remove(self, key: AttachmentKey) -> Record:
         """Forget an attachment, let its addresses rest from now on, and return it.
@@ -168,6 +173,8 @@ class Store:
         return record
 
     def _write(self, statements: Sequence[Statement]) -> None:
+        if not statements:
+            return
         with self._lock:
             if self._closed:
                 raise StoreError(f"{self.path} is closed")
@@ -213,6 +220,8 @@ class Store:
                 f"{self.path} can't be opened: {error}; the state directory must exist and be writable"
             ) from error
         try:
+            # Each commit writes whole pages with their checksums, and a row touches four of them.
+            database.execute("PRAGMA page_size=1024")
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=OFF")
             upgrade(database)

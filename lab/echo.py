@@ -1,8 +1,9 @@
 """The tiny server in every pod and node, and the probe that asks it: who are you, and whom do you see?
 
 One line of text answers everything: "NAME SOURCE-ADDRESS". Over UDP the answer is padded to the length of the
-question, so that a full-size datagram tests the path both ways. All sockets of the lab live in one process: a
-socket belongs to the network namespace it was made in, wherever it is used.
+question, so that a full-size datagram tests the path both ways. SCTP is spoken as far as `lab.sctp` does it.
+All sockets of the lab live in one process: a socket belongs to the network namespace it was made in, wherever
+it is used.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
+from lab import sctp
 from lab.namespaces import CLONE_NEWNET, apart, setns
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class Bind(NamedTuple):
-    """Where a server listens; the address "" is every address of both families."""
+    """Where a server listens; the address "" is every address of both families, as it always is for SCTP."""
 
     protocol: str
     address: str
@@ -96,11 +98,16 @@ class Server:
         self.name = name
         self._servers: list[asyncio.Server] = []
         self._transports: list[asyncio.DatagramTransport] = []
+        self._sctp: sctp.Server | None = None
 
     async def start(self, net: int, binds: Iterable[Bind]) -> None:
         """Listen in the network namespace `net`."""
         loop = asyncio.get_running_loop()
-        for sock in sockets_in(net, binds):
+        binds = list(binds)
+        if ports := [bind.port for bind in binds if bind.protocol == "sctp"]:
+            self._sctp = sctp.Server(lambda source: f"{self.name} {source}\n".encode(), ports)
+            self._sctp.start(net)
+        for sock in sockets_in(net, [bind for bind in binds if bind.protocol != "sctp"]):
             if sock.type == socket.SOCK_STREAM:
                 self._servers.append(await asyncio.start_server(self._converse, sock=sock))
             else:
@@ -122,6 +129,8 @@ class Server:
             server.close()
         for transport in self._transports:
             transport.close()
+        if self._sctp is not None:
+            self._sctp.close()
         self._servers.clear()
         self._transports.clear()
 
@@ -149,7 +158,7 @@ async def ask(
     Args:
         net: descriptor of the namespace that asks.
         destination: the server's address.
-        protocol: "tcp" or "udp".
+        protocol: "tcp", "udp", or "sctp" (see `lab.sctp.ask`).
         port: the server's port.
         size: for UDP the length of the whole IP packet both ways, sent with fragmentation forbidden; 0 is
         small.
@@ -164,6 +173,8 @@ async def ask(
             async with asyncio.timeout(patience):
                 if protocol == "tcp":
                     line = await _ask_tcp(sock, str(destination), port)
+                elif protocol == "sctp":
+                    line = await sctp.ask(sock, str(destination), port)
                 else:
                     line = await _ask_udp(sock, str(destination), port, _payload(destination.version, size))
         except TimeoutError:
@@ -184,6 +195,8 @@ def client_socket(net: int, version: int, protocol: str, *, exact: bool = False)
 
     def make() -> socket.socket:
         setns(net, CLONE_NEWNET)
+        if protocol == "sctp":
+            return socket.socket(_FAMILY[version], socket.SOCK_RAW, sctp.PROTOCOL)
         kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
         return socket.socket(_FAMILY[version], kind)
 

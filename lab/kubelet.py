@@ -319,11 +319,11 @@ def _binds(pod: Object) -> list[Bind]:
 
     In the node's own network the usual one is taken by the node's server.
     """
-    usual = set() if pod["spec"].get("hostNetwork") else {Bind("tcp", "", PORT), Bind("udp", "", PORT)}
+    everywhere = {Bind(protocol, "", PORT) for protocol in ("tcp", "udp", "sctp")}
+    usual = set() if pod["spec"].get("hostNetwork") else everywhere
     declared = {
         Bind(port.get("protocol", "TCP").lower(), "", int(port["containerPort"]))
         for port in _container_ports(pod)
-        if port.get("protocol", "TCP") in ("TCP", "UDP")
     }
     return sorted(usual | declared)
 

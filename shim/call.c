@@ -17,6 +17,7 @@
 
 #include "shim.h"
 
+#define GATHERED ((size_t)65536) /* bytes of frames put into one write, about */
 #define PREFIX 5 /* bytes before each gRPC message: compressed flag, length in network order */
 
 #define NOT_GRPC "what listens at " SOCKET_PATH " does not speak gRPC as Weft does"
@@ -28,6 +29,8 @@ struct exchange {
 	int32_t stream;
 	struct buffer sent; /* the request with its prefix */
 	size_t sent_up_to;
+	struct buffer pending; /* frames on their way to the socket */
+	size_t pending_up_to;
 	struct buffer *received;
 	int grpc_status, http_status;
 	uint32_t reset;
@@ -244,39 +247,49 @@ static int open_stream(struct exchange *exchange, int64_t deadline)
 	return exchange->stream < 0 ? exchange->stream : 0;
 }
 
-/* Writes what the session wants written, as far as the socket takes it. 0, EAGAIN if it took a part, or another errno. */
-static int flush(struct exchange *exchange, int fd, struct slice *pending)
+/*
+ * Writes what the session wants written, as far as the socket takes it. 0, EAGAIN if it took a part, or another errno.
+ * Frames are gathered: preface, settings and a usual request are one write, and the daemon wakes once.
+ */
+static int flush(struct exchange *exchange, int fd)
 {
-	for (;;) {
-		ssize_t length;
+	struct buffer *pending = &exchange->pending;
 
-		if (pending->length == 0) {
-			length = nghttp2_session_mem_send(exchange->session, &pending->bytes);
-			if (length < 0)
-				return ENOMEM;
-			if (length == 0)
+	for (;;) {
+		ssize_t length = 0;
+
+		if (exchange->pending_up_to == pending->length) {
+			exchange->pending_up_to = pending->length = 0;
+			while (pending->length < GATHERED) {
+				const uint8_t *frame;
+
+				length = nghttp2_session_mem_send(exchange->session, &frame);
+				if (length < 0)
+					return ENOMEM;
+				if (length == 0)
+					break;
+				append(pending, frame, (size_t)length);
+			}
+			if (pending->length == 0)
 				return 0;
-			pending->length = (size_t)length;
 		}
-		length = send(fd, pending->bytes, pending->length, MSG_NOSIGNAL);
+		length = send(fd, pending->bytes + exchange->pending_up_to, pending->length - exchange->pending_up_to, MSG_NOSIGNAL);
 		if (length < 0) {
 			if (errno == EINTR)
 				continue;
 			return errno;
 		}
-		pending->bytes += length;
-		pending->length -= (size_t)length;
+		exchange->pending_up_to += (size_t)length;
 	}
 }
 
 /* Runs the exchange until its stream is closed; otherwise reports why not and returns false. */
 static bool converse(struct exchange *exchange, int fd, int64_t deadline, struct call *call)
 {
-	struct slice pending = {NULL, 0};
 	uint8_t chunk[16384];
 
 	while (!exchange->closed) {
-		int error = flush(exchange, fd, &pending), left = remaining_ms(deadline), count;
+		int error = flush(exchange, fd), left = remaining_ms(deadline), count;
 		struct pollfd ready = {.fd = fd, .events = (short)(error == EAGAIN ? POLLIN | POLLOUT : POLLIN)};
 		ssize_t got;
 
@@ -382,5 +395,6 @@ void execute(struct slice request, int64_t deadline, struct call *call)
 		judge(&exchange, call);
 	nghttp2_session_del(exchange.session);
 	free(exchange.sent.bytes);
+	free(exchange.pending.bytes);
 	close(fd);
 }

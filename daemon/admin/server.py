@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 
-from daemon.admin import answers
+from daemon.admin import answers, service_answers
 from datapath.errors import DatapathError, NamespaceError
 from datapath.netns import open_namespace
 from ipam import messages
@@ -112,16 +112,24 @@ class AdminService:
         """
         return answers.differences(await self._sources.difference(), age=0.0)
 
+    async def services(self, name: str) -> admin_pb2.ListServicesResponse:
+        """Lists Services as this node serves them, or one of them."""
+        views = self._sources.services(name)
+        return await asyncio.to_thread(
+            lambda: admin_pb2.ListServicesResponse(services=[service_answers.service(view) for view in views])
+        )
 
-def methods(service: AdminService) -> dict[str, Callable[[], Awaitable[Message]]]:
-    """Maps each method of the contract to what answers it; no request has a field yet."""
+
+def methods(service: AdminService) -> dict[str, Callable[[Any], Awaitable[Message]]]:
+    """Maps each method of the contract to what answers its request."""
     return {
-        "Status": service.status,
-        "ListAttachments": service.attachments,
-        "ShowIpam": service.pools,
-        "CheckIpam": service.leaks,
-        "ListNodes": service.nodes,
-        "Diff": service.difference,
+        "Status": lambda _: service.status(),
+        "ListAttachments": lambda _: service.attachments(),
+        "ShowIpam": lambda _: service.pools(),
+        "CheckIpam": lambda _: service.leaks(),
+        "ListNodes": lambda _: service.nodes(),
+        "Diff": lambda _: service.difference(),
+        "ListServices": lambda request: service.services(request.name),
     }
 
 
@@ -175,12 +183,12 @@ def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _unary(method: str, answer: Callable[[], Awaitable[Message]]) -> Any:
+def _unary(method: str, answer: Callable[[Any], Awaitable[Message]]) -> Any:
     """Makes a gRPC behaviour; a failure to read is INTERNAL with a message for the operator."""
 
-    async def behaviour(_request: Message, context: grpc.aio.ServicerContext[Message, Message]) -> Message:
+    async def behaviour(request: Message, context: grpc.aio.ServicerContext[Message, Message]) -> Message:
         try:
-            return await answer()
+            return await answer(request)
         except (DatapathError, IpamError) as error:
             log.warning("weftctl could not be answered", method=method, error=str(error))
             await context.abort(grpc.StatusCode.INTERNAL, str(error))

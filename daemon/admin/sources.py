@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from daemon.cluster.model import Node, Prefix
+    from daemon.compile.catalog import View
     from daemon.findings import Finding
     from ipam.pool import Pool, Usage
     from ipam.record import Record
@@ -113,6 +114,7 @@ class Sources:
         links: the node's pod links, name to alias, as the kernel has them.
         findings: what an operator must know.
         health: the daemon's condition now.
+        services: Services as this node serves them: all, or the one of that NAMESPACE/NAME.
     """
 
     version: str
@@ -126,3 +128,4 @@ class Sources:
     links: Callable[[], Awaitable[Mapping[str, str]]]
     findings: Reports
     health: Callable[[], Health]
+    services: Callable[[str], Sequence[View]]

@@ -21,12 +21,13 @@ from datapath.errors import DatapathError, NamespaceError, NamespaceGoneError, N
 from datapath.netns import open_namespace
 from datapath.nft.hostports import HostPort
 from ipam import alias
+from ipam.allocator import Wish
 from ipam.errors import AliasError, IpamError, PortTakenError
 from ipam.ports import PortMapping
 from ipam.record import Record, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from datapath.attachment import Attached
     from datapath.conntrack import StaleFlows
@@ -62,6 +63,9 @@ class Link(Protocol):
 
 class Kernel(Protocol):
     """What the writer gives to a job (datapath.writer.Kernel)."""
+
+    def expect(self, requests: Sequence[AttachRequest]) -> None:
+        """Let pods send that are attached next, each by its own call."""
 
     def attach(self, request: AttachRequest) -> Attached:
         """Wire a pod; everything is undone on failure."""
@@ -127,6 +131,24 @@ class Collected:
     problems: list[str] = field(default_factory=list)
 
 
+@dataclass(slots=True, eq=False)
+class _Add:
+    """An ADD on its way."""
+
+    request: Request
+    record: Record | None = None
+    plan: AttachRequest | None = None
+    failure: Exception | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def outcome(self) -> Added | Exception:
+        """What became of it."""
+        if self.failure is not None:
+            return self.failure
+        assert self.record is not None
+        return Added(self.record, self.seconds)
+
+
 class Attachments:
     """All attachments of this node."""
 
@@ -158,44 +180,123 @@ class Attachments:
                 was done.
             DatapathError: the kernel refused; everything was undone.
         """
-        start = time.perf_counter()
-        key = request.key
-        known = self.ipam.get(key)
-        if known is not None:
-            self._make_way(kernel, known)
-        host_link, mac = names(key)
-        while True:
-            try:
-                record = self.ipam.reserve(
-                    key,
-                    request.pools,
-                    netns=request.netns,
-                    host_link=host_link,
-                    mac=mac,
-                    mtu=request.mtu,
-                    pod=request.pod,
-                    ports=request.ports,
-                )
-                break
-            except PortTakenError as error:
-                self._end_dead(kernel, error)
+        (outcome,) = self.add_all(kernel, (request,))
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def add_all(self, kernel: Kernel, requests: Sequence[Request]) -> list[Added | Exception]:
+        """Attach pods. Each is wired by itself; records and elements of all are one transaction each.
+
+        What fails for one does not touch the others.
+
+        Returns:
+            For each request what `add` would return or raise.
+        """
+        began = time.perf_counter()
+        adds = [_Add(request) for request in requests]
+        # One that is asked for twice is attached already when its second turn comes.
+        group = list({add.request.key: add for add in reversed(adds)}.values())[::-1]
+        self._reserve(kernel, group)
         reserved = time.perf_counter()
+        kernel.expect([add.plan for add in group if add.plan is not None])
+        admitted = time.perf_counter()
+        for add in group:
+            self._wire(kernel, add)
+        wired = time.perf_counter()
+        self._confirm(kernel, group)
+        share = (reserved - began + time.perf_counter() - wired) / len(group)
+        for add in group:
+            add.seconds |= {"ipam": share, "nft": (admitted - reserved) / len(group)}
+        return [add.outcome() if add in group else self.add_all(kernel, (add.request,))[0] for add in adds]
+
+    def _reserve(self, kernel: Kernel, group: Iterable[_Add]) -> None:
+        wishes: list[tuple[_Add, Wish]] = []
+        for add in group:
+            request = add.request
+            host_link, mac = names(request.key)
+            try:
+                self._make_way(kernel, request.key)
+            except Exception as error:  # noqa: BLE001 - it is told to whom it concerns
+                add.failure = error
+            else:
+                wish = Wish(
+                    request.key,
+                    request.pools,
+                    request.netns,
+                    host_link,
+                    mac,
+                    request.mtu,
+                    request.pod,
+                    request.ports,
+                )
+                wishes.append((add, wish))
+        records = self.ipam.reserve_all([wish for _, wish in wishes])
+        for (add, wish), found in zip(wishes, records, strict=True):
+            record: Record | Exception = found
+            if isinstance(record, PortTakenError):
+                record = self._take_over(kernel, wish, record, {each.key for _, each in wishes})
+            if isinstance(record, Exception):
+                add.failure = record
+                continue
+            add.record = record
+            try:
+                add.plan = _attach_request(record, add.request.sources)
+            except CniError as error:
+                self._give_up(kernel, add, error)
+
+    def _take_over(
+        self, kernel: Kernel, wish: Wish, taken: PortTakenError, busy: Collection[AttachmentKey]
+    ) -> Record | Exception:
+        """Take host ports from the dead whose DEL never came; those of `busy` are being attached."""
+        found: Record | IpamError = taken
         try:
-            attached = kernel.attach(_attach_request(record, request.sources))
-            wired = time.perf_counter()
-            record = self.ipam.confirm(key)
-        except BaseException:
-            self._take_down(kernel, record)
-            raise
-        if record.ports:
-            self._on_stale_flows(stale_flows(record, self.ipam.records()))
-        seconds = {
-            "ipam": reserved - start + time.perf_counter() - wired,
-            "create": attached.create_seconds,
-            "pod": attached.pod_seconds,
-            "host": attached.host_seconds,
-        }
-        return Added(record, seconds)
+            while isinstance(found, PortTakenError) and found.holder.key not in busy:
+                links = {link.name for link in _host_links(kernel.links())}
+                if self._judge(found.holder, links) in ("", _BROKEN):
+                    break
+                self._take_down(kernel, found.holder)
+                (found,) = self.ipam.reserve_all((wish,))
+        except (DatapathError, IpamError) as error:
+            return error
+        return found
+
+    def _wire(self, kernel: Kernel, add: _Add) -> None:
+        if add.plan is None:
+            return
+        try:
+            attached = kernel.attach(add.plan)
+        except Exception as error:  # noqa: BLE001 - it is told to whom it concerns
+            self._give_up(kernel, add, error)
+        else:
+            add.seconds = {
+                "create": attached.create_seconds,
+                "pod": attached.pod_seconds,
+                "host": attached.host_seconds,
+            }
+
+    def _confirm(self, kernel: Kernel, group: Iterable[_Add]) -> None:
+        wired = [add for add in group if add.failure is None]
+        try:
+            records = self.ipam.confirm(*(add.request.key for add in wired))
+        except IpamError as error:
+            for add in wired:
+                self._give_up(kernel, add, error)
+        else:
+            for add, record in zip(wired, records, strict=True):
+                add.record = record
+                if record.ports:
+                    self._on_stale_flows(stale_flows(record, self.ipam.records()))
+
+    def _give_up(self, kernel: Kernel, add: _Add, failure: Exception) -> None:
+        """Undo what was done for one; what can't be undone now is recorded, and collected later."""
+        add.failure, add.plan = failure, None
+        try:
+            if add.record is not None:
+                self._take_down(kernel, add.record)
+        except (DatapathError, IpamError) as error:
+            error.__context__ = failure
+            add.failure = error
 
     def delete(self, kernel: Kernel, key: AttachmentKey) -> Record | None:
         """Detach a pod; return what was recorded, None when nothing was. Repeating it does no harm.
@@ -346,8 +447,11 @@ class Attachments:
             return ""
         return _BROKEN if self._lives(record.netns) else "its network namespace is gone"
 
-    def _make_way(self, kernel: Kernel, known: Record) -> None:
+    def _make_way(self, kernel: Kernel, key: AttachmentKey) -> None:
         """Clear a key for its repeated ADD: what an interrupted one left, or what died with its sandbox."""
+        known = self.ipam.get(key)
+        if known is None:
+            return
         if known.state is State.ATTACHED and any(
             link.name == known.host_link for link in _host_links(kernel.links())
         ):
@@ -364,13 +468,6 @@ class Attachments:
         self.ipam.release(record.key)
         if record.ports:
             self._on_stale_flows(stale_flows(record, self.ipam.records()))
-
-    def _end_dead(self, kernel: Kernel, taken: PortTakenError) -> None:
-        """Release the holder of a host port if its sandbox is dead and nobody told us; else raise `taken`."""
-        links = {link.name for link in _host_links(kernel.links())}
-        if self._judge(taken.holder, links) in ("", _BROKEN):
-            raise taken
-        self._take_down(kernel, taken.holder)
 
 
 _BROKEN = "its host link is gone"

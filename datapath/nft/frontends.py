@@ -34,6 +34,8 @@ IDS = "endpoint-ids"
 """(address . protocol . port . slot) to the id of the backend in that slot, for affinity."""
 STICKY = "sticky"
 """(address . protocol . port . id) to a backend that lives, for affinity."""
+IDENTICAL = "identical"
+"""(address . protocol . port) that a backend has too: nothing tells whether its packets were translated."""
 REFUSED = "refused"
 DROPPED = "dropped"
 FIREWALLED = "firewalled"
@@ -185,6 +187,8 @@ def _add(found: dict[tuple[int, str], dict[bytes, bytes]], frontend: Frontend, b
     if balance.outside is not None:
         word |= TREATS_OUTSIDE
     elements(SERVICES)[place] = _WORD.pack(word)
+    if any(each.port == port and address in (None, each.address) for each in backends):
+        elements(IDENTICAL)[place] = b""
     _add_backends(elements(ENDPOINTS), place, backends, 0)
     if balance.affinity_seconds:
         _add_ids(elements(IDS), elements(STICKY), place, backends, 0)

@@ -38,6 +38,7 @@ from datapath.nft.rules import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from datapath.nft.elements import Range
     from datapath.nft.rules import Chain, DataType, Hook, Rule, Selector, Set, Statement, Table
 
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp"}
@@ -102,6 +103,12 @@ def render_element(declared: Set, key: bytes, data: bytes = b"") -> str:
     if declared.data == (rules.VERDICT,):
         return f"{text} : {_verdict(parse_verdict(data))}"
     return f"{text} : " + " . ".join(constant(kind, value) for kind, value in _fields(declared.data, data))
+
+
+def render_range(addresses: Range) -> str:
+    """Return a range of addresses as a prefix where it is one, else as first-last."""
+    kind = rules.IPV4_ADDR if len(addresses.first) == rules.IPV4_ADDR.size else rules.IPV6_ADDR
+    return _range(kind, addresses.first, addresses.last)
 
 
 def constant(kind: DataType, value: bytes) -> str:

@@ -30,6 +30,7 @@ from datapath.nft.frontends import (
     ENDPOINTS,
     FIREWALLED,
     HAS_AFFINITY,
+    IDENTICAL,
     IDS,
     NODE_PORT_ADDRESSES,
     NODE_PORT_PREFIX,
@@ -69,6 +70,7 @@ from datapath.nft.rules import (
     NF_PROTO,
     NFPROTO,
     OIFNAME,
+    RETURN,
     SADDR_TYPE,
     TCP_DPORT,
     TH_DPORT,
@@ -269,6 +271,7 @@ def _frontend_sets(shape: _Shape) -> Iterator[Set]:
     slot, backend = (*shape.types, MARK), (shape.address, INET_SERVICE)
     yield Set(shape.set(ENDPOINTS), slot, backend)
     yield Set(shape.set(STICKY), slot, backend)
+    yield Set(shape.set(IDENTICAL), shape.types)
     yield Set(shape.set(IDS), slot, (MARK,), rank=1)
     yield Set(shape.set(TIMEOUTS), shape.types, (MARK,), rank=1)
     yield Set(shape.set(OUTSIDE), shape.types, (MARK,), rank=2)
@@ -334,6 +337,8 @@ def _balancing(shape: _Shape, options: ServiceOptions) -> Iterator[Chain]:
         (
             rule(SetPriority(Lookup(shape.place, shape.set(TIMEOUTS)))),
             rule(VerdictMap((META_PRIORITY,), shape.chain("by-timeout"))),
+            # It had affinity when its word was looked up, and has none by now.
+            rule(_to_endpoint(shape, 1)),
         ),
     )
     for each in options.all_sizes if options.timeouts else ():
@@ -373,15 +378,21 @@ def _to_endpoint(shape: _Shape, size: int) -> Translate:
 
 
 def _refusals(by_address: _Shape, by_port: _Shape) -> Chain:
-    """What reaches here and has the address of a service was not translated: nobody serves it."""
+    """What was not translated and has the address of a service: nobody serves it.
+
+    Or nobody did when it was looked up, in the middle of a change: it is dropped, and comes again.
+    """
     daddr = by_address.place[:1]
-    rules: list[Rule] = []
+    # A backend may have the address of a frontend, be it another's: an external address may be a node's.
+    rules = [rule(AnyOf(CT_STATUS_FIELD, CtStatus.DNAT), RETURN)]
     for match, shape in (((), by_address), ((InSet(daddr, NODE_PORT_ADDRESSES),), by_port)):
         refused = shape.set(REFUSED)
         rules += [
+            rule(*match, InSet(shape.place, shape.set(IDENTICAL)), RETURN),
             rule(*match, InSet(shape.place, shape.set(DROPPED)), DROP),
             rule(*match, InSet((*shape.place[:-1], TCP_DPORT), refused), Reject(RejectKind.TCP_RESET)),
             rule(*match, InSet(shape.place, refused), Reject()),
+            rule(*match, SetPriority(Lookup(shape.place, shape.words)), DROP),
         ]
     rules += [
         rule(InSet(daddr, CLUSTER_IPS), Reject(RejectKind.TCP_RESET)),

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e.cluster.api import condition
 from tests.e2e.cluster.build import BuildError
-from tests.e2e.cluster.cluster import condition, running
+from tests.e2e.cluster.cluster import running
+from tests.e2e.cluster.kernel import belongings
 from tests.e2e.cluster.processes import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.e2e.cluster.api import Object
     from tests.e2e.cluster.cluster import Cluster
+    from tests.e2e.cluster.kernel import Belongings
     from tests.e2e.cluster.node import Node
 
 
@@ -30,20 +32,22 @@ def bare() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def before(bare: Cluster) -> dict[str, Object]:
-    """The Ready condition of each node before Weft was there."""
+def before(bare: Cluster) -> dict[str, Belongings]:
+    """What was on each node before Weft was there; it lacked a network."""
 
-    def reported(name: str) -> Object:
-        found = condition(bare.node(name), "Ready")
-        return found if "cni plugin not initialized" in str(found.get("message")) else {}
+    def waits(name: str) -> bool:
+        return "cni plugin not initialized" in str(condition(bare.node(name), "Ready").get("message"))
 
-    return {name: wait_for(f"{name} to miss its network", partial(reported, name)) for name in bare.nodes}
+    for name in bare.nodes:
+        wait_for(f"{name} to miss its network", partial(waits, name))
+    return {name: belongings(node) for name, node in bare.nodes.items()}
 
 
 @pytest.fixture(scope="session")
-def cluster(bare: Cluster, before: dict[str, Object]) -> Cluster:
-    """The two nodes with Weft, Ready."""
-    bare.install_weft(list(bare.nodes.values()))
+def cluster(bare: Cluster, before: dict[str, Belongings]) -> Cluster:
+    """The two nodes with Weft, Ready; nothing was placed on them by hand but the image."""
+    assert not any("weft" in path for found in before.values() for path in found.files)
+    bare.install_weft()
     return bare
 
 
@@ -63,6 +67,7 @@ def looked_over(request: pytest.FixtureRequest) -> Iterator[None]:
     if "cluster" in request.fixturenames:
         cluster: Cluster = request.getfixturevalue("cluster")
         for node in cluster.nodes.values():
-            if not node.weft.running:  # a failure must not make all later tests fail
-                node.weft.start()
+            node.weft.start()  # a failure must not make all later tests fail
+        cluster.weft.await_rollout()
+        for node in cluster.nodes.values():
             look_over(node)

@@ -12,7 +12,7 @@ from tests.e2e.cluster.cluster import running
 from tests.e2e.cluster.kernel import holdings
 from tests.e2e.cluster.network import Stack
 from tests.e2e.cluster.processes import wait_for
-from tests.e2e.test_connectivity import seen_from_pod, url
+from tests.e2e.cluster.traffic import seen_from_pod, url
 
 if TYPE_CHECKING:
     from tests.e2e.cluster.kernel import Holdings
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
 def test_pods_and_nodes_need_not_have_both_families(stack: Stack, mtu: int, link: str, idle: str) -> None:
     """Pods of two nodes reach one another with their own addresses, and leave nothing behind."""
     with running(2, stack) as cluster:
-        cluster.install_weft(list(cluster.nodes.values()))
+        cluster.install_weft()
         earlier = {name: holdings(node) for name, node in cluster.nodes.items()}
         for held in earlier.values():
             assert link in held.links

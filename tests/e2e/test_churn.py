@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.cluster.cluster import PODS, is_ready, pod_manifest
+from tests.e2e.cluster.api import is_ready
+from tests.e2e.cluster.cluster import PODS, pod_manifest
 from tests.e2e.cluster.kernel import holdings
 from tests.e2e.cluster.processes import wait_for
 
@@ -112,12 +114,10 @@ def test_daemons_killed_while_pods_start_and_stop_lose_and_leak_nothing(
 
 
 def kill_and_restart(cluster: Cluster, generator: random.Random) -> None:
-    """Kills each daemon at some moment, and lets the node be without it for another."""
+    """Kills each daemon at some moment; the node is without it until kubelet has noticed."""
     for node in cluster.nodes.values():
         time.sleep(generator.uniform(0, 1))
-        node.weft.kill()
-        time.sleep(generator.uniform(0, 0.5))
-        node.weft.start()
+        node.weft.restart_process(signal.SIGKILL)
 
 
 def test_a_rebooted_node_gives_its_pods_new_sandboxes(cluster: Cluster) -> None:

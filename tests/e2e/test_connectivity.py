@@ -2,57 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import socket
-import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.e2e.cluster import network
-from tests.e2e.cluster.cluster import is_ready
+from tests.e2e.cluster.api import is_ready
 from tests.e2e.cluster.processes import ClusterError, wait_for
+from tests.e2e.cluster.traffic import (
+    FAMILIES,
+    outside_server,
+    seen_from_node,
+    seen_from_outside,
+    seen_from_pod,
+    url,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.e2e.cluster.api import Object
     from tests.e2e.cluster.cluster import Cluster, Pod
-    from tests.e2e.cluster.node import Node
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
 
-FAMILIES = ["v4", "v6"]
 NODE_PORT = 8090
-# Debian's static busybox crashes with the -T of its wget.
-FETCH = ("timeout", "5", "wget", "-q", "-O", "-")
-
-
-def url(address: str, path: str = "/cgi-bin/address", port: int = 8080) -> str:
-    return f"http://[{address}]:{port}{path}" if ":" in address else f"http://{address}:{port}{path}"
-
-
-def plain(address: str) -> str:
-    """The address as busybox tells it, without brackets, port and the IPv4-mapped form."""
-    address = address.strip().removeprefix("[").split("]")[0]
-    return address.removeprefix("::ffff:")
-
-
-def seen_from_pod(cluster: Cluster, pod: Pod, target: str) -> str:
-    """The sender's address as the target of a request from a pod sees it."""
-    answer = cluster.api.execute(pod.name, *FETCH, target)
-    assert answer.exit_code == 0, f"{pod.name} ({pod.node}) to {target}: {answer.messages}"
-    return plain(answer.output)
 
 
 def logged(cluster: Cluster, pod: Pod, text: str) -> bool:
     return text in cluster.api.logs(pod.name)
-
-
-def seen_from_node(node: Node, target: str) -> str:
-    return plain(node.run("/bin/busybox", *FETCH, target))
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +68,8 @@ def node_servers(cluster: Cluster) -> Iterator[None]:
         server.kill()
 
 
-def test_nodes_become_ready_with_the_daemon(cluster: Cluster, before: dict[str, Object]) -> None:
+def test_nodes_become_ready_with_the_daemon(cluster: Cluster) -> None:
     for name in cluster.nodes:
-        assert before[name]["status"] == "False"
         assert is_ready(cluster.node(name))
 
 
@@ -157,36 +135,17 @@ def test_pods_reach_their_own_and_the_other_node(
             assert seen in (home.addresses[family], pod.addresses[family])
 
 
+@pytest.mark.parametrize("family", [0, 1], ids=FAMILIES)
+def test_the_outside_reaches_the_nodes(cluster: Cluster, node_servers: None, family: int) -> None:
+    for node in cluster.nodes.values():
+        assert seen_from_outside(url(node.addresses[family], port=NODE_PORT)) == network.SERVER[family]
+
+
 def test_kubelet_runs_commands_and_reads_logs(cluster: Cluster, pods: list[Pod]) -> None:
     for pod in pods:
         answer = cluster.api.execute(pod.name, "sh", "-c", "echo to the log > /proc/1/fd/1; echo out; exit 7")
         assert (answer.exit_code, answer.output) == (7, "out\n")
         wait_for("the log", partial(logged, cluster, pod, "to the log"), timeout=10)
-
-
-@contextlib.contextmanager
-def outside_server(address: str) -> Iterator[list[str]]:
-    """Accepts connections behind the nodes' gateway, and lists where they came from."""
-    seen: list[str] = []
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, 8080), family=family) as server:
-
-        def accept() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, peer = server.accept()
-                    with connection:
-                        seen.append(peer[0])
-                        connection.recv(65536)
-                        connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
-
-        thread = threading.Thread(target=accept)
-        thread.start()
-        try:
-            yield seen
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            thread.join()
 
 
 @pytest.mark.parametrize("family", [0, 1], ids=FAMILIES)
@@ -207,7 +166,7 @@ def test_an_unused_pod_address_is_refused_at_once(cluster: Cluster, pods: list[P
 
 def test_a_second_daemon_on_the_node_refuses_to_start(cluster: Cluster) -> None:
     node = next(iter(cluster.nodes.values()))
-    second = node.program("second-weftd", *node.weft.arguments[node.weft.arguments.index("--") + 1 :])
+    second = node.program("second-weftd", *node.weft.beside("weftd"), NODE_NAME=node.name)
     second.start()
     wait_for("the second daemon to give up", lambda: not second.running, timeout=20)
     assert "lock" in second.tail()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import signal
@@ -12,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.cluster.cluster import PODS, condition, pod_manifest
-from tests.e2e.cluster.processes import Program, wait_for
+from tests.e2e.cluster.api import condition
+from tests.e2e.cluster.cluster import PODS, pod_manifest
+from tests.e2e.cluster.processes import wait_for
+from tests.e2e.cluster.traffic import pinging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,60 +32,12 @@ def pair(cluster: Cluster) -> Iterator[tuple[Pod, Pod]]:
     cluster.delete_pods()
 
 
-@contextlib.contextmanager
-def pinging(cluster: Cluster, pod: Pod, targets: list[str]) -> Iterator[None]:
-    """Pings from within a pod, ten times a second, for as long as the body runs; not one may be lost."""
-    node = cluster.nodes[pod.node]
-    found = [
-        line.split()[0]
-        for line in node.ctr("tasks", "list").splitlines()[1:]
-        if line.split()[0] in container_ids(cluster, pod)
-    ]
-    pid = node.ctr("tasks", "list").split(found[0])[1].split()[0]
-    pings = []
-    for target in targets:
-        log = node.directory / f"ping-{target.replace(':', '-')}.log"
-        log.unlink(missing_ok=True)
-        command = node.inside(
-            "nsenter", "--target", pid, "--net", "ping", "-n", "-i", "0.1", "-W", "2", target
-        )
-        pings.append(Program("ping", command, log, nested=True))
-    for ping in pings:
-        ping.start()
-    wait_for("the first answers", lambda: all("time=" in ping.tail() for ping in pings), timeout=10)
-    try:
-        yield
-    finally:
-        time.sleep(0.5)
-        for ping in pings:
-            ping.stop(signal.SIGINT)  # it prints its figures
-    for ping in pings:
-        figures = re.search(r"(\d+) packets transmitted, (\d+) (?:packets )?received", ping.tail())
-        assert figures, ping.tail()
-        assert int(figures[1]) - int(figures[2]) <= 1, ping.tail()  # the last one may have been under way
-
-
-def container_ids(cluster: Cluster, pod: Pod) -> list[str]:
-    statuses = cluster.api.get(f"{PODS}/{pod.name}")["status"]["containerStatuses"]
-    return [status["containerID"].removeprefix("containerd://") for status in statuses]
-
-
-def restart(node: Node) -> None:
-    node.weft.start()
-    wait_for(
-        f"weftd on {node.name} to be ready again",
-        lambda: node.run("/bin/busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:10256/readyz"),
-        timeout=30,
-        state=node.weft.tail,
-    )
-
-
 def test_a_restart_of_the_daemon_does_not_touch_traffic(cluster: Cluster, pair: tuple[Pod, Pod]) -> None:
     left, right = pair
     with pinging(cluster, left, list(right.addresses)):
         for node in cluster.nodes.values():
-            node.weft.stop()
-            restart(node)
+            node.weft.restart()
+            node.weft.restart(signal.SIGKILL)
     late = cluster.create_pod("late", "n2")
     with pinging(cluster, left, list(late.addresses)):
         pass
@@ -103,8 +56,8 @@ def test_pods_deleted_while_the_daemon_is_dead_are_collected_on_its_return(
         cluster.delete_pods(*(pod.name for pod in victims))
         assert time.monotonic() - started < 30
         wait_for("tombstones", lambda: len(node.files("/run/weft/deletions")) == len(victims), timeout=20)
-        restart(node)
-        wait_for("the deletions to be worked off", lambda: not node.files("/run/weft/deletions"), timeout=10)
+        node.weft.start()
+        wait_for("the deletions to be worked off", lambda: not node.files("/run/weft/deletions"), timeout=30)
     known = node.weftctl("attachments", "-o", "json")
     routes = node.ip("route show") + node.ip("-6 route show")
     for pod in victims:
@@ -130,7 +83,7 @@ def test_a_pod_created_while_the_daemon_is_dead_starts_on_its_return(cluster: Cl
 
     wait_for("the attempt to fail clearly", refused, timeout=30, state=lambda: cluster.describe("early"))
     assert node.files("/run/weft/deletions") == [], "an attempt that wired nothing leaves nothing to delete"
-    restart(node)
+    node.weft.start()
     cluster.await_pod("early")
     cluster.delete_pods()
 
@@ -157,8 +110,7 @@ def test_an_outage_of_the_api_server_is_not_noticed_by_pods(cluster: Cluster, pa
     steady, restarted = cluster.nodes["n1"], cluster.nodes["n2"]
     with pinging(cluster, left, list(right.addresses)):
         cluster.control.server.kill()
-        restarted.weft.stop()
-        restarted.weft.start()
+        restarted.weft.restart_process()
         wait_for("the daemon to notice", lambda: not status(steady)["apiServerConnected"], timeout=30)
         assert status(steady)["ready"], "a node without an API server goes on serving"
         time.sleep(3)
@@ -192,7 +144,7 @@ def test_a_node_joins_and_leaves(cluster: Cluster, pair: tuple[Pod, Pod]) -> Non
     with pinging(cluster, left, list(right.addresses)):
         node = cluster.add_node()
         try:
-            cluster.install_weft([node])
+            cluster.await_nodes()
             pod = cluster.create_pod("third", node.name)
             cidrs = cluster.node(node.name)["spec"]["podCIDRs"]
             with pinging(cluster, left, list(pod.addresses)):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.test_connectivity import FAMILIES, seen_from_pod, url
+from tests.e2e.cluster.traffic import FAMILIES, seen_from_pod, url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,19 +17,12 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
 
 
-def configure(cluster: Cluster, **configuration: object) -> None:
-    """Restarts the daemons with another configuration."""
-    for node in cluster.nodes.values():
-        node.weft.stop()
-    cluster.install_weft(list(cluster.nodes.values()), **configuration)
-
-
 @pytest.fixture(scope="module", params=["direct", "auto"])
 def reconfigured(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Cluster]:
     """All nodes in one of the other modes; the usual one at the end."""
-    configure(cluster, overlay=request.param)
+    cluster.weft.configure(overlay=request.param)
     yield cluster
-    configure(cluster)
+    cluster.weft.configure()
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +59,7 @@ def test_pods_made_in_another_mode_stay_reachable(cluster: Cluster) -> None:
     old, new = cluster.create_pod("old", "n1"), cluster.create_pod("new", "n2")
     try:
         for mode in ("auto", "vxlan"):
-            configure(cluster, overlay=mode)
+            cluster.weft.configure(overlay=mode)
             for family in FAMILIES:
                 assert seen_from_pod(cluster, old, url(getattr(new, family))) == getattr(old, family)
                 assert seen_from_pod(cluster, new, url(getattr(old, family))) == getattr(new, family)

@@ -7,7 +7,7 @@ they are asked again.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import contextlib
 import time
 from collections import defaultdict
 from ipaddress import ip_address
@@ -162,10 +162,12 @@ class ServiceCluster:
 
     async def _ask_all(self, probes: list[Probe]) -> dict[Probe, str]:
         room = asyncio.Semaphore(PARALLEL)
+        alone: dict[Client, asyncio.Lock] = defaultdict(asyncio.Lock)
         found: dict[Probe, str] = {}
 
         async def one(probe: Probe) -> None:
-            async with room:
+            # Raw sockets, which ask in SCTP, hear what others of their namespace are told.
+            async with alone[probe.client] if probe.protocol == "sctp" else contextlib.nullcontext(), room:
                 if fault := await self._ask(probe):
                     found[probe] = fault
 
@@ -249,12 +251,3 @@ def _compare_refusal(probe: Probe, fault: str, name: str) -> str:
         return ""
     what = f"answered by {name}" if outcome is Outcome.ANSWERED else outcome.value if outcome else fault
     return f"{what}, must be {probe.fate.outcome.value}"
-
-
-def without(scenario: Scenario, *protocols: str) -> Scenario:
-    """The scenario without the probes of some protocols."""
-    steps = tuple(
-        dataclasses.replace(step, probes=tuple(one for one in step.probes if one.protocol not in protocols))
-        for step in scenario.steps
-    )
-    return dataclasses.replace(scenario, steps=steps)

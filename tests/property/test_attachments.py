@@ -82,7 +82,7 @@ class Node(RuleBasedStateMachine):
         self.kernel = FakeKernel(step=self.step)
         self.sandboxes: dict[int, tuple[str, AttachmentKey]] = {}
         self.told: dict[AttachmentKey, tuple[bytes, ...]] = {}
-        self.ports: dict[AttachmentKey, set[Claim]] = {}
+        self.wanted: dict[AttachmentKey, tuple[PortMapping, ...]] = {}
         self.unsure: set[AttachmentKey] = set()
         self.start()
 
@@ -139,39 +139,47 @@ class Node(RuleBasedStateMachine):
             self.serial += 1
             netns = f"/run/netns/{number}-{self.serial}"
             self.kernel.namespaces.add(netns)
-            self.sandboxes[number] = netns, AttachmentKey("weft", f"c{self.serial}", "eth0")
+            key = AttachmentKey("weft", f"c{self.serial}", "eth0")
+            self.sandboxes[number], self.wanted[key] = (netns, key), exposed(number)
         return self.sandboxes[number]
 
-    @rule(number=numbers, fuse=st.one_of(st.just(-1), steps), lost=st.booleans())
-    def add(self, number: int, fuse: int, lost: bool) -> None:
-        netns, key = self.sandbox(number)
-        if key in self.told:
+    @rule(
+        chosen=st.lists(numbers, min_size=1, max_size=5),
+        fuse=st.one_of(st.just(-1), st.integers(0, 40)),
+        lost=st.booleans(),
+    )
+    def add(self, chosen: list[int], fuse: int, lost: bool) -> None:
+        """Several at once, as they wait in a burst."""
+        asked = [self.sandbox(number) for number in chosen]
+        asked = [(netns, key) for netns, key in asked if key not in self.told]
+        if not asked:
             return
 
         def work() -> None:
-            ports = exposed(number)
-            request = Request(key, netns, POOLS, (), 1450, ("", "", ""), ports)
-            try:
-                added = self.attachments.add(self.kernel, request)
-            except ExhaustedError:
-                assert len(self.attachments.ipam.records()) == SIZE
-                return
-            except PortTakenError as error:
-                # Of the dead it is taken.
-                assert error.holder.key in self.told.keys() | self.unsure  # noqa: PT017
-                assert claimed(error.holder.ports) & claimed(ports)  # noqa: PT017
-                return
-            except CniError as error:
-                assert error.code is Code.ALREADY_ATTACHED  # noqa: PT017
-                assert key in self.unsure
-                return
-            self.told[key] = added.record.addresses
-            self.ports[key] = claimed(ports)
-            self.unsure.discard(key)
+            requests = [
+                Request(key, netns, POOLS, (), 1450, ("", "", ""), self.wanted[key]) for netns, key in asked
+            ]
+            for request, outcome in zip(
+                requests, self.attachments.add_all(self.kernel, requests), strict=True
+            ):
+                if isinstance(outcome, ExhaustedError):
+                    assert len(self.attachments.ipam.records()) == SIZE
+                elif isinstance(outcome, PortTakenError):
+                    # Of the dead it is taken.
+                    assert outcome.holder.key in self.told.keys() | self.unsure
+                    assert claimed(outcome.holder.ports) & claimed(request.ports)
+                elif isinstance(outcome, CniError):
+                    assert outcome.code is Code.ALREADY_ATTACHED
+                    assert request.key in self.unsure or request.key in self.told
+                elif isinstance(outcome, Exception):
+                    raise outcome
+                else:
+                    self.told[request.key] = outcome.record.addresses
+                    self.unsure.discard(request.key)
 
         if not self.run(fuse, work, lost=lost):
             # Nobody was told whether it was done. The runtime deletes it, sooner or later or never.
-            self.unsure.add(key)
+            self.unsure.update(key for _, key in asked)
 
     @rule(number=numbers, fuse=st.one_of(st.just(-1), steps))
     def delete(self, number: int, fuse: int) -> None:
@@ -264,9 +272,9 @@ class Node(RuleBasedStateMachine):
         for key, addresses in self.told.items():
             record = self.attachments.ipam.get(key)
             assert record is not None
-            assert claimed(record.ports) == self.ports[key]
+            assert claimed(record.ports) == claimed(self.wanted[key])
             found = {PortMapping(*port) for address in addresses for port in leads.get(address, ())}
-            assert claimed(found) == self.ports[key]
+            assert claimed(found) == claimed(self.wanted[key])
 
     @invariant()
     def no_link_is_without_a_record(self) -> None:

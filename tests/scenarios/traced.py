@@ -97,11 +97,10 @@ class _Node:
         self.memory: Memory = {}
         self.addresses = {family: _SEGMENT.node(family, number - 1).packed for family in (4, 6)}
         self._config = config
-        self._pods = local_pods
+        self.pods = local_pods
         self._fragments = Fragments()
         self._catalog = Catalog()
         self._network = Network(self.name, config)
-        self._options = table_options(config)
         self.ruleset: Ruleset
         self.host: Host
 
@@ -119,7 +118,7 @@ class _Node:
         assert self._network.local is not None
         cidrs = service_cidrs(self._config, store.service_cidrs.values())
         self._fragments.replace(("service-cidrs",), service_routes(self._network.local, cidrs))
-        sources = [each for pod in self._pods for each in pod_sources(pod.link, pod.addresses.values())]
+        sources = [each for pod in self.pods for each in pod_sources(pod.link, pod.addresses.values())]
         for number, each in enumerate(sources):
             self._fragments.replace(("pod", str(number)), Fragment(elements=(each,)))
         self.host = self._host()
@@ -135,7 +134,7 @@ class _Node:
         ]
         attached = [
             Route(address, len(address) * 8, pod.link)
-            for pod in self._pods
+            for pod in self.pods
             for address in pod.addresses.values()
         ]
         overlay = next(iter(self._network.local.vteps.values())).link
@@ -184,6 +183,12 @@ class TracedCluster:
         self._nodes = {
             number: _Node(number, config, [pod for pod in self._pods.values() if pod.node == number])
             for number in NODES
+        }
+        self._owners = {
+            address: node
+            for node in self._nodes.values()
+            for owned in (node.addresses, *(pod.addresses for pod in node.pods))
+            for address in owned.values()
         }
         self._last: dict[tuple[Client, str, int], str] = {}
         self._furnish()
@@ -354,7 +359,7 @@ class TracedCluster:
                 case PathFate.REFUSED | PathFate.DELIVERED:
                     # The nodes' own servers are at another port: nobody listens at this one.
                     yield Way(End(Outcome.REFUSED), path.chance, path.memory)
-                case PathFate.SENT if (other := self._next(after, node)) is not None:
+                case PathFate.SENT if (other := self._owners.get(after.destination, node)) is not node:
                     clean = replace(
                         after, iif=after.oif, oif="", mark=0, priority=0, status=type(after.status)(0)
                     )
@@ -362,17 +367,6 @@ class TracedCluster:
                         yield Way(way.end, way.chance * path.chance, path.memory)
                 case PathFate.SENT:
                     yield Way(self._arrive(after), path.chance, path.memory)
-
-    def _next(self, packet: Packet, here: _Node) -> _Node | None:
-        """The node that a packet goes to, if it goes to one."""
-        for node in self._nodes.values():
-            owned = (*node.addresses.values(), *(each for pod in self._pods_of(node) for each in pod))
-            if node is not here and packet.destination in owned:
-                return node
-        return None
-
-    def _pods_of(self, node: _Node) -> Iterator[tuple[bytes, ...]]:
-        return (tuple(pod.addresses.values()) for pod in self._pods.values() if pod.node == node.number)
 
     def _arrive(self, packet: Packet) -> End:
         """What becomes of a packet that leaves a node for a pod, or for the world outside."""

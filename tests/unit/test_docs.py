@@ -37,6 +37,7 @@ NO_FINDINGS = frozenset(
         "ExternalName",
         "IgnoreUnknown",
         "InternalIP",
+        "ListServices",
         "LoadBalancer",
         "NetworkUnavailable",
         "NodePort",

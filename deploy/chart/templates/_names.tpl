@@ -13,7 +13,7 @@
 {{- if $address -}}{{ regexReplaceAll "^.*:" $address "" }}{{- end -}}
 {{- end -}}
 
-{{/* The host of healthAddress, for kubelet's probes: empty when it listens on all addresses. */}}
-{{- define "weft.healthHost" -}}
-{{- with .Values.config.healthAddress }}{{ regexReplaceAll ":[0-9]+$" . "" | trimAll "[]" }}{{ end -}}
+{{/* The host of probeAddress, for kubelet's probes: empty when it listens on all addresses. */}}
+{{- define "weft.probeHost" -}}
+{{- regexReplaceAll ":[0-9]+$" (.Values.config.probeAddress | default "127.0.0.1:9466") "" | trimAll "[]" -}}
 {{- end -}}

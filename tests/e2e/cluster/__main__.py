@@ -17,7 +17,7 @@ def main() -> None:
         signal.signal(number, signal.default_int_handler)
     nodes = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     with contextlib.suppress(KeyboardInterrupt), running(nodes) as cluster:
-        cluster.install_weft(list(cluster.nodes.values()))
+        cluster.install_weft()
         print(f"Ready. Logs and file systems are in {DIRECTORY}.")
         print(f"  kubeconfig   {cluster.control.authority.directory}/administrator.kubeconfig")
         print("  its server   ip netns exec weft-e2e kubectl --kubeconfig=... get nodes")

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 
 
+def condition(object_: Object, name: str) -> Object:
+    """A condition of a node or a pod, empty if it has none of that name."""
+    found: list[Object] = [c for c in object_.get("status", {}).get("conditions", []) if c["type"] == name]
+    return found[0] if found else {}
+
+
+def is_ready(object_: Object) -> bool:
+    return condition(object_, "Ready").get("status") == "True"
+
+
 class Api:
     """A synchronous client for one cluster."""
 

@@ -11,40 +11,24 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tests.e2e.cluster import build, network
+import yaml
+
+from tests.e2e.cluster import build, manifests, network
+from tests.e2e.cluster.agent_image import agent_image
+from tests.e2e.cluster.api import is_ready
 from tests.e2e.cluster.control import ControlPlane
+from tests.e2e.cluster.deployment import MANIFEST, Deployment, image_of
 from tests.e2e.cluster.node import Node
 from tests.e2e.cluster.processes import ClusterError, remove_empty_cgroups, run, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.e2e.cluster.api import Api, Object
 
 DIRECTORY = build.CACHE / "run"
 PODS = "/api/v1/namespaces/default/pods"
-WEFT_USER = "weft"
-
-# What the daemon may do: the least it needs.
-WEFT_RULES = [
-    {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch"]},
-    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
-    {"apiGroups": ["networking.k8s.io"], "resources": ["servicecidrs"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
-    {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
-]
-
-
-def condition(object_: Object, name: str) -> Object:
-    """A condition of a node or a pod, empty if it has none of that name."""
-    found: list[Object] = [c for c in object_.get("status", {}).get("conditions", []) if c["type"] == name]
-    return found[0] if found else {}
-
-
-def is_ready(object_: Object) -> bool:
-    return condition(object_, "Ready").get("status") == "True"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +75,7 @@ class Cluster:
     control: ControlPlane
     programs: Path
     containerd: Path
-    image: Path
-    kubeconfig: Path
+    images: tuple[Path, ...]
     nodes: dict[str, Node] = field(default_factory=dict)
 
     @property
@@ -107,22 +90,44 @@ class Cluster:
         number = next(number for number in range(1, 10) if f"n{number}" not in self.nodes)
         runtime = None if number % 2 else self.containerd
         node = Node(
-            number, self.stack, DIRECTORY / f"n{number}", self.control.authority, self.programs, runtime
+            number,
+            self.stack,
+            DIRECTORY / f"n{number}",
+            self.control.authority,
+            self.api,
+            self.programs,
+            runtime,
         )
         self.nodes[node.name] = node
-        node.start(self.image)
+        node.start(self.images)
         return node
 
-    def install_weft(self, nodes: Sequence[Node], **configuration: object) -> None:
-        for node in nodes:
-            node.install_weft(self.kubeconfig, **configuration)
-        for node in nodes:
-            wait_for(
-                f"{node.name} to be Ready",
-                partial(self.node_is_ready, node.name),
-                state=node.weft.tail,
-                needs=node.weft,
-            )
+    @property
+    def weft(self) -> Deployment:
+        """Weft, as it is deployed here."""
+        return Deployment(self.api)
+
+    def install_weft(self, **configuration: object) -> None:
+        """Applies the manifest, with another configuration if one is given, and waits for the nodes."""
+        objects = manifests.load(MANIFEST)
+        if configuration:
+            (configmap,) = (each for each in objects if each["kind"] == "ConfigMap")
+            configmap["data"] = {"weftd.yaml": yaml.safe_dump(configuration)}
+        self.weft.install(objects)
+        self.await_nodes()
+
+    def await_nodes(self) -> None:
+        for node in self.nodes.values():
+            wait_for(f"{node.name} to be Ready", partial(self.node_is_ready, node.name), state=node.weft.tail)
+
+    def in_network_of(self, pod: Pod, *command: str) -> list[str | Path]:
+        """A command line that runs a program of the machine in the network of a pod."""
+        node = self.nodes[pod.node]
+        statuses = self.api.get(f"{PODS}/{pod.name}")["status"]["containerStatuses"]
+        ids = {status["containerID"].removeprefix("containerd://") for status in statuses}
+        tasks = (line.split() for line in node.ctr("tasks", "list").splitlines()[1:])
+        pid = next(words[1] for words in tasks if words[0] in ids)
+        return node.inside("nsenter", "--target", pid, "--net", "--", *command)
 
     def remove_node(self, node: Node) -> None:
         """Cuts the node's power and deletes its Node object."""
@@ -173,27 +178,6 @@ class Cluster:
 
         wait_for("pods to be gone", gone, timeout=timeout)
 
-    def authorize_weft(self) -> None:
-        role = {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRole",
-            "metadata": {"name": WEFT_USER},
-        }
-        self.api.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", role | {"rules": WEFT_RULES})
-        self.api.create(
-            "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
-            role
-            | {
-                "kind": "ClusterRoleBinding",
-                "subjects": [{"kind": "User", "name": WEFT_USER, "apiGroup": "rbac.authorization.k8s.io"}],
-                "roleRef": {
-                    "kind": "ClusterRole",
-                    "name": WEFT_USER,
-                    "apiGroup": "rbac.authorization.k8s.io",
-                },
-            },
-        )
-
 
 def sweep() -> None:
     """Removes what a run leaves or an earlier one left: processes, namespaces, cgroups, files."""
@@ -216,7 +200,8 @@ def running(nodes: int, stack: network.Stack = network.DUAL) -> Iterator[Cluster
         ClusterError: another run uses the cluster, or it does not come up.
         BuildError: its programs cannot be built.
     """
-    programs, containerd, image = build.kubernetes(), build.containerd(), build.image()
+    programs, containerd = build.kubernetes(), build.containerd()
+    images = (build.image(), agent_image(image_of(manifests.load(MANIFEST))))
     with (build.CACHE / "run.lock").open("w") as lock, contextlib.ExitStack() as cleaning:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -229,10 +214,7 @@ def running(nodes: int, stack: network.Stack = network.DUAL) -> Iterator[Cluster
         control = ControlPlane.prepare(programs, DIRECTORY, stack)
         cleaning.callback(control.stop)
         control.start()
-        weft = control.authority.sign(WEFT_USER, f"/CN={WEFT_USER}")
-        kubeconfig = control.authority.kubeconfig(stack.url, weft)
-        cluster = Cluster(stack, control, programs, containerd, image, kubeconfig)
-        cluster.authorize_weft()
+        cluster = Cluster(stack, control, programs, containerd, images)
         cleaning.callback(cluster.stop_nodes)
         for _ in range(nodes):
             cluster.add_node()

@@ -1,10 +1,10 @@
-"""What a node's kernel holds, as text that can be compared: links, addresses, routes, rules, namespaces."""
+"""What a node holds, as text that can be compared: in the kernel, on disk, in the mount table."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 # What changes by itself: the state of entries the kernel learned, counters, ages, handles.
 VOLATILE = re.compile(
-    r"\s*(counter packets \d+ bytes \d+|# handle \d+|expires \S+|(valid|preferred)_lft \S+)"
+    r"\s*(counter packets \d+ bytes \d+|# handle \d+|expires \S+|(valid|preferred)_lft \S+"
+    r"|(REACHABLE|STALE|DELAY|PROBE) *$)"
 )
 
 
@@ -47,9 +48,46 @@ def holdings(node: Node) -> Holdings:
             for entry in link["addr_info"]
         ),
         routes=frozenset(VOLATILE.sub("", line) for part in routes for line in part.splitlines()),
-        neighbours=frozenset(line for part in neighbours for line in part.splitlines()),
+        neighbours=frozenset(VOLATILE.sub("", line) for part in neighbours for line in part.splitlines()),
         rules=frozenset(
             VOLATILE.sub("", line).strip() for line in node.run("nft", "list", "ruleset").splitlines()
         ),
         namespaces=frozenset(node.files("/run/netns")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Belongings:
+    """What a network may leave on a node: in the kernel, on disk, in the mount table."""
+
+    kernel: Holdings
+    files: frozenset[str]
+    mounts: frozenset[str]
+
+    def differences(self, earlier: Belongings) -> dict[str, list[str]]:
+        """What came and what went since then, by kind."""
+        found = {f"added {name}": lines for name, lines in self.kernel.added_since(earlier.kernel).items()}
+        found |= {f"lost {name}": lines for name, lines in earlier.kernel.added_since(self.kernel).items()}
+        for name in ("files", "mounts"):
+            now, then = getattr(self, name), getattr(earlier, name)
+            found |= {f"added {name}": sorted(now - then), f"lost {name}": sorted(then - now)}
+        return {name: lines for name, lines in found.items() if lines}
+
+
+PLACES = ("/etc/cni", "/opt/cni", "/run", "/etc/weft")
+"""Where networks leave files."""
+
+
+def belongings(node: Node) -> Belongings:
+    """Looks at all of it; what containerd and kubelet keep for themselves is left out."""
+    kernel = holdings(node)
+    # The kernel's own, as long as the node forwards IPv6, which it is left doing.
+    anycast = frozenset(line for line in kernel.routes if line.startswith("4 ") and " table 255 " in line)
+    listed = node.run("find", *PLACES, "-path", "/run/containerd", "-prune", "-o", "-print", check=False)
+    table = (line.split() for line in node.run("cat", "/proc/mounts").splitlines())
+    theirs = ("/run/containerd/", "/var/lib/kubelet/pods/", "/run/netns/cni-")
+    return Belongings(
+        replace(kernel, routes=kernel.routes - anycast),
+        frozenset(path for path in listed.splitlines() if "/netns/" not in path),
+        frozenset(f"{words[1]} {words[2]}" for words in table if not words[1].startswith(theirs)),
     )

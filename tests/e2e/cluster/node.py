@@ -1,4 +1,4 @@
-"""A node: own namespaces for network, mounts, processes, host name; in them containerd, kubelet, Weft."""
+"""A node: own namespaces for network, mounts, processes, host name; in them containerd and kubelet."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.e2e.cluster import network
+from tests.e2e.cluster.agent import Agent
 from tests.e2e.cluster.build import IMAGE
 from tests.e2e.cluster.processes import Program, remove_empty_cgroups, run, wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tests.e2e.cluster.api import Api
     from tests.e2e.cluster.pki import Authority
 
-ROOT = Path(__file__).resolve().parents[3]
 KUBELET_KUBECONFIG = "/etc/kubernetes/kubelet.conf"
 """On the node, where kubeadm puts it."""
+STATIC_PODS = "/etc/kubernetes/manifests"
 
 # The first process of a node. It gives the node its own writable /etc, /opt and /var over the machine's, and
 # its own /run, /proc and /sys, then waits for ever: process 1 adopts orphans, and a waiting shell reaps them.
@@ -34,7 +38,7 @@ for state in kubelet containerd; do
   mkdir -p "$1/$state" "/var/lib/$state"
   mount --bind "$1/$state" "/var/lib/$state"
 done
-mkdir -p /etc/cni/net.d /etc/weft /opt/cni/bin /run/netns "$1/cgroup"
+mkdir -p /etc/cni/net.d /etc/kubernetes/manifests /opt/cni/bin /run/netns "$1/cgroup"
 mount -t proc proc /proc
 mount --rbind /sys/fs/cgroup "$1/cgroup"
 mount -t sysfs sysfs /sys
@@ -89,6 +93,11 @@ def kubelet_configuration(
         "nodeStatusUpdateFrequency": "2s",
         "resolvConf": str(resolver),
         "syncFrequency": "10s",
+        "staticPodPath": STATIC_PODS,
+        "fileCheckFrequency": "1s",
+        # Tests that kill the agent again and again wait for it no longer than for its start.
+        "featureGates": {"KubeletCrashLoopBackOffMax": True},
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
     }
 
 
@@ -100,13 +109,13 @@ class Node:
     stack: network.Stack
     directory: Path
     authority: Authority
+    api: Api
     programs: Path
     runtime: Path | None
     """Where the programs of another containerd than the machine's are."""
     first: Program = field(init=False)
     containerd: Program = field(init=False)
     kubelet: Program = field(init=False)
-    weft: Program = field(init=False)
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True)
@@ -159,10 +168,16 @@ class Node:
     def program(self, name: str, *command: str | Path, **environment: str) -> Program:
         return Program(name, self.inside(*command), self.directory / f"{name}.log", environment, nested=True)
 
-    def start(self, image: Path) -> None:
+    @property
+    def weft(self) -> Agent:
+        """The agent, which the DaemonSet puts here."""
+        return Agent(self, self.api)
+
+    def start(self, images: Iterable[Path]) -> None:
         """Starts the node up to its kubelet; it registers, and stays NotReady without a network."""
         self._power_on()
-        self.ctr("images", "import", image)
+        for image in images:
+            self.ctr("images", "import", image)
         self._start_kubelet()
 
     def reboot(self) -> None:
@@ -170,7 +185,6 @@ class Node:
         self.power_off()
         self._power_on()
         self._start_kubelet()
-        self._start_weft()
 
     def _power_on(self) -> None:
         network.add_node(self.number, self.stack)
@@ -222,22 +236,8 @@ class Node:
         )
         self.kubelet.start()
 
-    def install_weft(self, kubeconfig: Path, **configuration: object) -> None:
-        """Puts the shim in place and starts the daemon: what the DaemonSet does on a user's node."""
-        for name in ("weft", "loopback"):
-            self.run("install", "-m", "0755", ROOT / "build" / "weft", f"/opt/cni/bin/{name}")
-        content = json.dumps({"kubeconfig": str(kubeconfig), "nodeName": self.name, **configuration})
-        path = self.directory / "weftd.yaml"
-        path.write_text(content)
-        self.run("cp", path, "/etc/weft/weftd.yaml")
-        self._start_weft()
-
-    def _start_weft(self) -> None:
-        self.weft = self.program("weftd", ROOT / ".venv" / "bin" / "weftd")
-        self.weft.start()
-
     def weftctl(self, *arguments: str, check: bool = True) -> str:
-        return self.run(ROOT / ".venv" / "bin" / "weftctl", *arguments, check=check)
+        return self.weft.run("weftctl", *arguments, check=check)
 
     def _runtime(self, program: str) -> Path | str:
         return self.runtime / program if self.runtime else program
@@ -249,16 +249,20 @@ class Node:
     def ip(self, arguments: str) -> str:
         return self.run("ip", *arguments.split())
 
+    def path(self, path: str) -> Path:
+        """A file of the node, as the tests reach it."""
+        return Path(f"/proc/{self.first.pid}/root{path}")
+
     def files(self, directory: str) -> list[str]:
         """Names in a directory of the node; none if it does not exist."""
         try:
-            return sorted(os.listdir(f"/proc/{self.first.pid}/root{directory}"))
+            return sorted(os.listdir(self.path(directory)))
         except FileNotFoundError:
             return []
 
     def power_off(self) -> None:
         """Ends the node as a power cut would: its first process is killed, and with it all others."""
-        for program in ("weft", "kubelet", "containerd"):
+        for program in ("kubelet", "containerd"):
             if hasattr(self, program):
                 getattr(self, program).kill()
         self.first.kill()

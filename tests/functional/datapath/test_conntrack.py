@@ -25,7 +25,7 @@ from datapath.conntrack import (
 from datapath.errors import NetlinkError
 from datapath.netlink.attributes import attribute, be16, be32, family_of, nest, parse, u8
 from datapath.netlink.ctnetlink import (
-    NFNL_SUBSYS_CTNETLINK,
+    CT_NEW,
     decode_flow,
     del_flow,
     ends,
@@ -117,7 +117,7 @@ def new_flow(
 ) -> Message:
     """A flow to port 53 of a VIP that port 5353 of a backend answers, as if it had come about by DNAT."""
     return Message(
-        NFNL_SUBSYS_CTNETLINK << 8,
+        CT_NEW,
         NLM_F_CREATE | NLM_F_EXCL,
         b"".join(
             (

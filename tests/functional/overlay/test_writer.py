@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +21,7 @@ from datapath.nft.tables import NODES, SOURCES, TABLE, TableOptions, node_tables
 from datapath.observe import Observer
 from datapath.sync import CHUNK
 from datapath.text import parse_address
-from datapath.writer import StoppedError, Writer
+from datapath.writer import GROUP, StoppedError, Writer
 from tests.functional.overlay.segment import REMEMBERED, running, space, until
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from datapath.desired import FragmentKey
     from datapath.kernel import Kernel
+    from datapath.netlink.transport import Message
     from tests.functional.nft.spaces import Space
 
 BASE = Fragment(tables=node_tables(TableOptions()))
@@ -143,6 +146,44 @@ async def test_what_a_job_raises_reaches_its_caller_and_the_writer_lives_on(writ
     assert await writer.attachment(lambda _: 7) == 7
 
 
+async def test_jobs_that_may_be_done_together_are_where_no_other_is_between(writer: Writer) -> None:
+    held = threading.Event()
+    groups: list[list[int]] = []
+
+    def work(_: Kernel, items: Sequence[int]) -> list[int | Exception]:
+        groups.append(list(items))
+        return [KeyError(item) if item == 3 else item * 10 for item in items]
+
+    def other(_: Kernel) -> int:
+        groups.append([])
+        return 7
+
+    blocked = asyncio.create_task(writer.attachment(lambda _: held.wait(5)))
+    await asyncio.sleep(0.05)
+    asked = [asyncio.create_task(writer.together(work, item)) for item in (1, 2, 3)]
+    asked.append(asyncio.create_task(writer.attachment(other)))
+    asked += [asyncio.create_task(writer.together(work, item)) for item in range(4, 4 + GROUP + 1)]
+    await asyncio.sleep(0.05)
+    asked[1].cancel()
+    held.set()
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    await blocked
+    assert groups == [[1, 2, 3], [], [*range(4, 4 + GROUP)], [4 + GROUP]]
+    assert outcomes[0] == 10
+    assert isinstance(outcomes[1], asyncio.CancelledError)
+    assert isinstance(outcomes[2], KeyError)
+    assert outcomes[3:] == [7, *(item * 10 for item in range(4, 4 + GROUP + 1))]
+
+
+async def test_a_defect_in_work_for_several_reaches_all_of_them(writer: Writer) -> None:
+    def work(_: Kernel, _items: Sequence[int]) -> list[int | Exception]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await writer.together(work, 1)
+    assert await writer.attachment(lambda _: 7) == 7
+
+
 async def test_one_refused_object_stops_no_other_and_is_retried(
     writer: Writer, host: Space, refusals: list[Mapping[str, str]]
 ) -> None:
@@ -231,6 +272,49 @@ async def test_pods_are_attached_with_elements_and_nothing_remains_of_a_failure(
         assert second.host_link not in host.run("nft", "list", "ruleset") + host.run("ip", "link")
     finally:
         pod.close()
+
+
+def detach(known: Attachment, kernel: Kernel) -> None:
+    kernel.detach(known)
+
+
+async def test_pods_that_are_expected_get_their_elements_together(
+    writer: Writer, host: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pods = [space(f"pod{number}") for number in range(3)]
+    commits: list[int] = []
+    commit = Nft.commit
+
+    def counted(
+        self: Nft, messages: Sequence[Message], action: str, *, generation: int | None = None
+    ) -> None:
+        commits.append(len(messages))
+        if refuse and len(commits) == 1:
+            raise NetlinkError(errno.EBUSY, action)
+        commit(self, messages, action)
+
+    monkeypatch.setattr(Nft, "commit", counted)
+    try:
+        for refuse in (False, True):
+            commits.clear()
+            wanted = [request(pod, 20 + number) for number, pod in enumerate(pods)]
+
+            def job(kernel: Kernel, wanted: list[AttachRequest] = wanted) -> None:
+                kernel.expect(wanted)
+                for each in wanted:
+                    kernel.attach(each)
+
+            await writer.attachment(job)
+            listed = host.run("nft", "list", "set", "ip", TABLE, SOURCES)
+            assert all(f'"{each.host_link}" . ' in listed for each in wanted)
+            assert len(commits) == 1 or refuse
+            assert await writer.difference() == ()
+            for each in wanted:
+                known = Attachment(*(getattr(each, name) for name in REMEMBERED))
+                await writer.attachment(partial(detach, known))
+    finally:
+        for pod in pods:
+            pod.close()
 
 
 async def test_detaching_leaves_nothing_and_may_be_repeated(writer: Writer, host: Space) -> None:

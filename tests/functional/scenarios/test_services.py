@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.functional.lab_cluster import LabCluster
-from tests.functional.service_probes import ServiceCluster, without
+from tests.functional.service_probes import ServiceCluster
 from tests.scenarios.matrix import matrix
 from tests.scenarios.stories import stories
 from tests.scenarios.topology import PROTOCOLS, ZONES
@@ -25,8 +25,21 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-MATRIX = without(matrix(), "sctp")
+MATRIX = matrix()
 STORIES = tuple(stories())
+FOREIGN = """table inet foreign {
+	set s {
+		type ipv4_addr
+		elements = { 192.0.2.9 }
+	}
+
+	chain c {
+		type filter hook forward priority filter + 10; policy accept;
+		ip saddr @s accept
+	}
+}
+"""
+"""Another program's table, as nft lists it."""
 
 
 @contextlib.contextmanager
@@ -34,6 +47,8 @@ def service_cluster(state: Path, routes: Routes = "known") -> Iterator[ServiceCl
     with LabCluster(state, nodes=len(ZONES), zones=ZONES, routes=routes) as lab:
         cluster = ServiceCluster(lab)
         cluster.prepare()
+        for name in lab.cluster.nodes:
+            lab.sh(name, f"nft '{FOREIGN}'")
         yield cluster
         cluster.end_pods()
 
@@ -53,11 +68,13 @@ def tidy(cluster: ServiceCluster) -> Iterator[ServiceCluster]:
 
 
 def undisturbed(cluster: ServiceCluster) -> None:
-    """The kernels are as desired and can be listed."""
+    """The kernels are as desired and can be listed, and what is another's is as it was."""
     lab = cluster.lab
     lab.wait(lambda: not lab.differences(), "kernels as desired", 5)
     for name in lab.cluster.nodes:
-        assert "weft" in lab.sh(name, "nft list ruleset")
+        listing = lab.sh(name, "nft list ruleset")
+        assert "table ip weft" in listing
+        assert FOREIGN in listing
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +92,6 @@ def answers(cluster: ServiceCluster) -> Iterator[dict[Probe, str]]:
 @pytest.mark.parametrize("kind", ["cluster", "nodeport", "balancer", "external"])
 @pytest.mark.parametrize("client", ["pod", "node", "outside"])
 def test_matrix(answers: dict[Probe, str], client: str, kind: str, family: int, protocol: str) -> None:
-    if protocol == "sctp":
-        pytest.skip("this kernel has no SCTP sockets; the packet tracer walks these rows")
     chosen = (client, kind, family, protocol)
     rows = [
         probe

@@ -10,6 +10,7 @@ import socket
 import time
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
+from typing import Protocol as Interface
 
 from datapath.nft.frontends import Backend
 from datapath.nft.rules import Protocol
@@ -19,8 +20,7 @@ from tests.functional.nft.world import FAMILIES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tests.functional.nft.spaces import Inside
-    from tests.functional.nft.world import Pod
+    from tests.functional.nft.spaces import Inside, Space
 
 PATIENCE = 2.0
 """For what should come; it comes in less than a millisecond."""
@@ -43,13 +43,21 @@ class Met(NamedTuple):
     source: str
 
 
+class Place(Interface):
+    """Where servers may be: a pod, or something like it."""
+
+    @property
+    def space(self) -> Space: ...
+
+    def address(self, family: int) -> str: ...
+
+
 class Server:
     """A port of a pod."""
 
-    def __init__(self, pod: Pod, port: int, protocol: int, family: int) -> None:
-        self.address, self.port, self.protocol = pod.address(family), port, protocol
-        self.pod = pod
-        self.socket = pod.space.socket(FAMILIES[family], KINDS[Protocol(protocol)])
+    def __init__(self, place: Place, port: int, protocol: int, family: int) -> None:
+        self.address, self.port, self.protocol = place.address(family), port, protocol
+        self.socket = place.space.socket(FAMILIES[family], KINDS[Protocol(protocol)])
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind((self.address, port))
         if protocol == Protocol.TCP:
@@ -81,9 +89,9 @@ class Servers:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def start(self, pod: Pod, family: int, *ports: int, protocol: int = Protocol.TCP) -> list[Server]:
+    def start(self, place: Place, family: int, *ports: int, protocol: int = Protocol.TCP) -> list[Server]:
         """Start servers in a pod, at these ports."""
-        made = [Server(pod, port, protocol, family) for port in ports]
+        made = [Server(place, port, protocol, family) for port in ports]
         for each in made:
             self._stack.callback(each.socket.close)
         self.all += made

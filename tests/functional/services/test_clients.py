@@ -21,6 +21,7 @@ from tests.functional.services.site import (
 
 if TYPE_CHECKING:
     from tests.functional.nft.spaces import Space
+    from tests.functional.nft.world import Node
     from tests.functional.services.calls import Servers
     from tests.functional.services.site import Site
 
@@ -191,6 +192,36 @@ def test_an_address_of_its_own_comes_before_a_node_port(site: Site, servers: Ser
         met = servers.call(site.world.outside, site.node.underlay(family), 30080)
         assert isinstance(met, Met)
         assert met.server is first
+
+
+class Host:
+    """A node as a place for servers, as pods in the host's network are."""
+
+    def __init__(self, node: Node) -> None:
+        self.space = node.space
+        self.address = node.underlay
+
+
+def test_a_backend_may_have_the_address_of_its_frontend(site: Site, servers: Servers, family: int) -> None:
+    """An external address that is a node's, and a server there at the same port: nothing to translate."""
+    world = site.world
+    (server,) = servers.start(Host(world.b), family, 8443)
+    at = frontend(family, 8443, TCP, world.b.underlay(family))
+    for outside in (None, (), backends([server])):
+        site.serve({at: Balance(backends([server]), outside=outside)})
+        met = servers.call(world.pod1.space, world.b.underlay(family), 8443)
+        assert met == Met(server, world.a.underlay(family))
+
+
+def test_a_backend_may_have_the_number_of_its_node_port(site: Site, servers: Servers, family: int) -> None:
+    world = site.world
+    (server,) = servers.start(Host(world.a), family, 30080)
+    site.serve({node_port(family): Balance(backends([server]), Snat.ALWAYS)})
+    for client in ("outside", "pod", "node"):
+        space, source = where(site, family, client)
+        met = servers.call(space, world.a.underlay(family), 30080, source=source)
+        # What comes in for the node itself never leaves it, so no source is replaced.
+        assert met == Met(server, world.a.underlay(family) if client == "node" else source)
 
 
 def test_protocols_share_a_port(site: Site, servers: Servers, family: int) -> None:

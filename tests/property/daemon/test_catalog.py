@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -80,6 +80,48 @@ ALL_SLICES = st.builds(
         )
     ),
 )
+
+
+HINTED_SLICES = st.builds(
+    EndpointSlice,
+    namespace=st.just("shop"),
+    name=st.sampled_from(["s1", "s2"]),
+    service=st.just("a"),
+    family=st.just(4),
+    endpoints=some(
+        st.builds(
+            Endpoint,
+            st.integers(1, 4).map(lambda number: bytes((10, 244, 0, number))),
+            zones=st.sampled_from([("west",), ("east",), ("west", "east")]),
+        ),
+        3,
+    ),
+    ports=st.just((EndpointPort("http", 6, 80),)),
+)
+NEARBY = SITES.map(lambda site: dataclasses.replace(site, node="here"))
+
+
+@settings(deadline=None)
+@given(ALL_SERVICES, st.lists(HINTED_SLICES, min_size=1, max_size=2), NEARBY, NEARBY)
+def test_what_depends_on_this_node_follows_it(
+    each: Service, slices: list[EndpointSlice], before: Site, after: Site
+) -> None:
+    store = Store()
+    service = dataclasses.replace(
+        each,
+        name="a",
+        cluster_ips=(ADDRESSES[0],),
+        load_balancer_ips=(ADDRESSES[1],),
+        ports=(ServicePort("http", 6, 80),),
+    )
+    store.services.put(service.key, service)
+    for one in slices:
+        store.endpoint_slices.put(f"shop/{one.name}", one)
+    follower, anew = Catalog(), Catalog()
+    fragments = follower.update(store.services, store.endpoint_slices.of, store.services, before)
+    fragments |= follower.update(store.services, store.endpoint_slices.of, (), after)
+    assert fragments == anew.update(store.services, store.endpoint_slices.of, store.services, after)
+    assert follower.need == anew.need
 
 
 class Cluster(RuleBasedStateMachine):

@@ -26,6 +26,7 @@ METHODS: dict[str, type[Message]] = {
     "CheckIpam": admin_pb2.CheckIpamRequest,
     "ListNodes": admin_pb2.ListNodesRequest,
     "Diff": admin_pb2.DiffRequest,
+    "ListServices": admin_pb2.ListServicesRequest,
 }
 
 

@@ -244,6 +244,48 @@ def test_nodes(daemon: FakeDaemon, weftctl: Weftctl) -> None:
     assert result.exit_code == Exit.FOUND
 
 
+def web() -> admin_pb2.Service:
+    frontend = admin_pb2.Frontend(
+        kind="ClusterIP",
+        address="10.96.0.7:80",
+        protocol="TCP",
+        family="IPv4",
+        source="strangers",
+        affinity_seconds=60,
+        endpoints=[
+            admin_pb2.Endpoint(address="10.0.0.1:8080", local=True, outside=True),
+            admin_pb2.Endpoint(address="10.0.0.2:8080", outside=True),
+        ],
+    )
+    lost = admin_pb2.Frontend(kind="ExternalIP", address="203.0.113.1:80", protocol="TCP", holder="shop/old")
+    nobody = admin_pb2.Frontend(kind="NodePort", address=":30080", protocol="TCP", absence="refuse")
+    return admin_pb2.Service(name="shop/web", type="NodePort", frontends=[frontend, lost, nobody])
+
+
+def test_services(daemon: FakeDaemon, weftctl: Weftctl) -> None:
+    daemon.answers["ListServices"] = admin_pb2.ListServicesResponse(services=[web()])
+    result = weftctl("services")
+    assert result.output.splitlines() == [
+        "SERVICE   KIND        FRONTEND            ENDPOINTS                        LOCAL",
+        "shop/web  ClusterIP   TCP 10.96.0.7:80    10.0.0.1:8080, 10.0.0.2:8080         1",
+        "shop/web  ExternalIP  TCP 203.0.113.1:80  none: Service shop/old has this      0",
+        "shop/web  NodePort    TCP :30080          none: refused                        0",
+    ]
+    assert result.exit_code == Exit.OK
+    wide = weftctl("services", "-o", "wide").output
+    assert "kept for pods  60 s      everywhere" in wide
+    one = weftctl("services", "shop/web").output
+    assert "TCP 10.96.0.7:80  10.0.0.2:8080  other  everybody" in one
+
+
+def test_a_service_that_is_not_served_is_found_missing(daemon: FakeDaemon, weftctl: Weftctl) -> None:
+    daemon.answers["ListServices"] = admin_pb2.ListServicesResponse()
+    result = weftctl("services", "web")
+    assert "Service default/web is not served here" in result.output
+    assert result.exit_code == Exit.FOUND
+    assert weftctl("services").exit_code == Exit.OK
+
+
 def test_diff(daemon: FakeDaemon, weftctl: Weftctl) -> None:
     daemon.answers["Diff"] = admin_pb2.DiffResponse(desired_age_seconds=3)
     result = weftctl("diff")

@@ -51,6 +51,8 @@ VALID: list[tuple[str, str, object]] = [
     ("txChecksumOffload: 'off'", "tx_checksum_offload", "off"),
     ("masquerade: false", "masquerade", False),
     ("nonMasqueradeCIDRs: []", "non_masquerade_cidrs", ()),
+    ("nodePortAddresses: [192.0.2.0/24]", "node_port_addresses", ("192.0.2.0/24",)),
+    ("masqueradeMark: 2147483648", "masquerade_mark", 1 << 31),
     ("cooldownSeconds: 0", "cooldown_seconds", 0),
     ("conntrackMaxPerCore: 0", "conntrack_max_per_core", 0),
     ("conntrackMin: 1073741824", "conntrack_min", 1 << 30),
@@ -61,6 +63,7 @@ VALID: list[tuple[str, str, object]] = [
     ("metricsAddress: ''", "metrics_address", ""),
     ("metricsAddress: '[::1]:9465'", "metrics_address", "[::1]:9465"),
     ("healthAddress: 127.0.0.1:10256", "health_address", "127.0.0.1:10256"),
+    ("probeAddress: ':9466'", "probe_address", ":9466"),
     ("logLevel: debug", "log_level", "debug"),
     ("logFormat: console", "log_format", "console"),
     (

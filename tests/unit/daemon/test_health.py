@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from daemon import health as module
+from daemon.config import Config
 from daemon.findings import Findings
 from daemon.health import Health, metrics_routes, serve
 from daemon.metrics import Metrics
@@ -130,6 +131,8 @@ async def test_a_taken_port_is_a_finding_until_it_is_free(
     monkeypatch.setattr(module, "_RETRY_SECONDS", 0.05)
     findings = Findings()
     host, port = address.split(":")
+    assert "kube-proxy" in module._USUAL_HOLDERS[int(Config().health_address.split(":")[1])]
+    monkeypatch.setattr(module, "_USUAL_HOLDERS", {int(port): "somebody is known to be there; "})
     with socket.socket() as other:
         other.bind((host, int(port)))
         other.listen()
@@ -137,6 +140,7 @@ async def test_a_taken_port_is_a_finding_until_it_is_free(
             (row,) = findings.rows()
             assert (row.name, row.level, row.key) == ("PortTaken", "warning", "healthAddress")
             assert f"healthAddress {address}" in row.message
+            assert "somebody is known to be there" in row.message
             other.close()
             await asyncio.sleep(0.2)
             assert findings.rows() == ()

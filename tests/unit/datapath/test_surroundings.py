@@ -137,3 +137,15 @@ def test_our_own_listener_is_no_strangers() -> None:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout == f"({port},)\n"
+
+
+def test_one_of_ours_that_is_opened_while_we_look_is_no_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours: set[str] = set()
+
+    def listeners(_path: str) -> list[tuple[str, str]]:
+        ours.add("77")
+        return [("0100007F:2810", "77")]
+
+    monkeypatch.setattr(surroundings, "_listeners", listeners)
+    monkeypatch.setattr(surroundings, "_own_sockets", lambda: frozenset(ours))
+    assert foreign_listeners({0x2810}) == ()

@@ -66,7 +66,7 @@ def test_by_default_it_makes_what_the_manifest_says(helm: str) -> None:
 
 
 def test_configuration_reaches_the_daemon_and_replaces_the_pods(helm: str) -> None:
-    config = {"overlay": "auto", "apiServer": "https://10.0.0.1:6443", "healthAddress": "[::1]:9466"}
+    config = {"overlay": "auto", "apiServer": "https://10.0.0.1:6443", "probeAddress": "[::1]:9467"}
     made, usual = rendered(helm, {"config": config}), rendered(helm)
     parsed = parse(made["ConfigMap"]["data"]["weftd.yaml"])
     assert (parsed.overlay, parsed.api_server) == ("auto", "https://10.0.0.1:6443")
@@ -75,12 +75,12 @@ def test_configuration_reaches_the_daemon_and_replaces_the_pods(helm: str) -> No
     spec = templates[0]["spec"]
     assert "kubernetes" not in {volume["name"] for volume in spec["volumes"]}
     (weftd,) = spec["containers"]
-    assert weftd["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "health", "host": "::1"}
-    assert {"name": "health", "containerPort": 9466} in weftd["ports"]
+    assert weftd["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "probes", "host": "::1"}
+    assert {"name": "probes", "containerPort": 9467} in weftd["ports"]
 
 
-def test_without_health_address_there_are_no_probes(helm: str) -> None:
-    made = rendered(helm, {"config": {"healthAddress": ""}})
+def test_without_probe_address_there_are_no_probes(helm: str) -> None:
+    made = rendered(helm, {"config": {"probeAddress": ""}})
     (weftd,) = made["DaemonSet"]["spec"]["template"]["spec"]["containers"]
     assert not {"livenessProbe", "readinessProbe"} & weftd.keys()
 

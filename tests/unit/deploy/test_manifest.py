@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ctl.uninstall import Places
 from daemon.config import KEYS, Config, parse
 from deploy.render import BASE, DEPLOY, configmap, configuration, manifest
 
@@ -63,12 +65,12 @@ def test_the_daemon_may_do_what_it_does_and_nothing_else() -> None:
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    network = "networking.k8s.io"
+    network, read = "networking.k8s.io", ("get", "list", "watch")
     assert granted == {
-        *(("", "nodes", verb) for verb in ("get", "list", "watch")),
-        *(("", "services", verb) for verb in ("list", "watch")),
-        *(("discovery.k8s.io", "endpointslices", verb) for verb in ("list", "watch")),
-        *((network, "servicecidrs", verb) for verb in ("list", "watch")),
+        *(("", "nodes", verb) for verb in read),
+        *(("", kind, verb) for kind in ("pods", "namespaces", "services") for verb in read),
+        *(("discovery.k8s.io", "endpointslices", verb) for verb in read),
+        *((network, kind, verb) for kind in ("servicecidrs", "networkpolicies") for verb in read),
         ("", "nodes/status", "patch"),
         *(("", "events", verb) for verb in ("create", "patch")),
     }
@@ -103,7 +105,44 @@ def test_probes_ask_where_the_daemon_answers() -> None:
     ports = {port["name"]: port["containerPort"] for port in weftd["ports"]}
     assert ports == {
         "metrics": int(Config().metrics_address.rpartition(":")[2]),
-        "health": int(Config().health_address.rpartition(":")[2]),
+        "probes": int(Config().probe_address.rpartition(":")[2]),
     }
-    assert weftd["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "health"}
-    assert weftd["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "health"}
+    host = Config().probe_address.rpartition(":")[0]
+    assert weftd["livenessProbe"]["httpGet"] == {"path": "/livez", "host": host, "port": "probes"}
+    assert weftd["readinessProbe"]["httpGet"] == {"path": "/readyz", "host": host, "port": "probes"}
+
+
+def test_a_port_that_kube_proxy_may_hold_keeps_no_agent_from_its_node() -> None:
+    """A declared port of a pod in the host network is one that the scheduler wants to be free."""
+    declared = {port["containerPort"] for port in pod()["containers"][0]["ports"]}
+    assert int(Config().health_address.rpartition(":")[2]) not in declared
+
+
+def uninstaller() -> Object:
+    (job,) = load((DEPLOY / "uninstall.yaml").read_text())
+    spec: Object = job["spec"]["template"]["spec"]
+    return spec
+
+
+def test_the_job_that_uninstalls_sees_what_the_agent_has_made() -> None:
+    (container,) = uninstaller()["containers"]
+    (weftd,) = pod()["containers"]
+    assert container["image"] == weftd["image"]
+    (root,) = (word.split("=")[1] for word in container["command"] if word.startswith("--root="))
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    sources = {volume["hostPath"]["path"] for volume in uninstaller()["volumes"]}
+    assert {f"{root}{path}" for path in sources} == mounted
+    places = Places()
+    assert {places.conflists, places.plugins, os.path.dirname(places.state)} == sources
+
+
+def test_the_job_that_uninstalls_runs_where_nothing_else_does_any_more() -> None:
+    """On a node that is cordoned, not Ready and without a network, with the least that it takes."""
+    spec = uninstaller()
+    assert spec["nodeName"] == "NODE"
+    assert spec["hostNetwork"]
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert not spec["automountServiceAccountToken"]
+    context = spec["containers"][0]["securityContext"]
+    assert not context["privileged"]
+    assert context["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN"]}

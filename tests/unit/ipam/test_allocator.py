@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ipam import allocator as allocator_module
-from ipam.allocator import Allocator
+from ipam.allocator import Allocator, Wish
 from ipam.errors import DuplicateError, ExhaustedError, PortTakenError, UnknownAttachmentError
 from ipam.pool import Pool
 from ipam.ports import PortMapping
@@ -84,9 +84,39 @@ def test_the_states_follow_what_was_done(bench: Bench) -> None:
     reserved = allocator.reserve(key(1), DUAL, netns="/n", host_link="weft1", mac=bytes(6), mtu=1)
     assert reserved.state is State.PENDING
     assert reserved.created == pytest.approx(1000)
-    assert allocator.confirm(key(1)).state is State.ATTACHED
+    assert [each.state for each in allocator.confirm(key(1))] == [State.ATTACHED]
     assert allocator.begin_release(key(1)).state is State.RELEASING
     assert bench.restart().records()[0].state is State.RELEASING
+
+
+def wish(number: int, *pools: Pool, link: int | None = None) -> Wish:
+    return Wish(key(number), pools or (SMALL,), "/n", f"weft{link or number:011x}", bytes(6), 1450)
+
+
+def test_several_are_recorded_at_once_and_each_for_itself(bench: Bench) -> None:
+    bench.add(1)
+    bench.drop(1)
+    bench.now += 3600 * SECOND
+    bench.add(2)
+    found = bench.allocator.reserve_all([wish(number) for number in (3, 2, 4, 5, 6, 7)])
+    given = [texts(each)[0] if isinstance(each, Record) else type(each) for each in found]
+    assert given == ["10.0.0.4", DuplicateError, "10.0.0.5", "10.0.0.6", "10.0.0.2", ExhaustedError]
+    assert [each.state for each in bench.allocator.confirm(key(3), key(6))] == [State.ATTACHED] * 2
+    states = {record.key: record.state for record in bench.restart().records()}
+    assert [states[key(number)] for number in (3, 4, 5, 6)] == [
+        State.ATTACHED,
+        State.PENDING,
+        State.PENDING,
+        State.ATTACHED,
+    ]
+    assert bench.allocator.reserve_all([]) == []
+
+
+def test_what_the_database_refuses_of_one_does_not_concern_the_others(bench: Bench) -> None:
+    found = bench.allocator.reserve_all([wish(1), wish(2, link=1), wish(3)])
+    assert [type(each) for each in found] == [Record, DuplicateError, Record]
+    assert [texts(each)[0] for each in bench.restart().records()] == ["10.0.0.2", "10.0.0.3"]
+    assert bench.add(4) == ("10.0.0.4",)
 
 
 def test_addresses_are_used_in_turn_before_any_comes_again(bench: Bench) -> None:
@@ -269,7 +299,7 @@ def test_host_ports_are_remembered(bench: Bench) -> None:
     record = expose(bench, 1, WEB, AT_ONE)
     assert record.ports == (WEB, AT_ONE)
     assert bench.restart().get(key(1)) == record
-    assert bench.allocator.confirm(key(1)).ports == (WEB, AT_ONE)
+    assert bench.allocator.confirm(key(1))[0].ports == (WEB, AT_ONE)
 
 
 def test_a_host_port_is_held_once_and_the_error_names_who_has_it(bench: Bench) -> None:

@@ -12,9 +12,12 @@ import pytest
 from daemon.admin.server import AdminService, AdminSocketError, is_namespace, methods, serve
 from daemon.admin.sources import Health, Path, Sources
 from daemon.cluster.model import Node, Prefix
+from daemon.compile.catalog import Catalog
 from datapath.errors import DatapathError
 from ipam.pool import Usage
 from ipam.record import AttachmentKey, Record, State
+from tests.unit.daemon.compile.shop import SITE
+from tests.unit.daemon.compile.shop import service as web
 from weft_rpc import admin_pb2
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from daemon.compile.catalog import View
     from daemon.findings import Finding
     from ipam.pool import Pool
 
@@ -104,10 +108,17 @@ class OneNode:
             health=lambda: Health(
                 ready=True, api_connected=True, seconds_since_sync=1, repairs=0, pending_deletions=0
             ),
+            services=self.views,
         )
 
+    def views(self, name: str) -> Sequence[View]:
+        catalog = Catalog()
+        catalog.update({"shop/web": web()}, lambda _: (), ["shop/web"], SITE)
+        views = map(catalog.view, [name] if name else ["shop/web"])
+        return [view for view in views if view is not None]
 
-async def ask(path: FilePath, method: str, node: OneNode) -> Any:
+
+async def ask(path: FilePath, method: str, node: OneNode, **fields: Any) -> Any:
     """Serves on a socket and asks once over it."""
     server = await serve(str(path / "admin.sock"), AdminService(node.sources()))
     try:
@@ -119,7 +130,7 @@ async def ask(path: FilePath, method: str, node: OneNode) -> Any:
                 request_serializer=lambda request: request.SerializeToString(),
                 response_deserializer=answer.FromString,
             )
-            return await call(getattr(admin_pb2, description.input_type.name)())
+            return await call(getattr(admin_pb2, description.input_type.name)(**fields))
     finally:
         await server.stop(None)
 
@@ -146,6 +157,13 @@ async def test_attachments_and_pools(tmp_path: FilePath) -> None:
 async def test_nodes_are_sorted(tmp_path: FilePath) -> None:
     answer = await ask(tmp_path, "ListNodes", OneNode())
     assert [(row.name, row.path) for row in answer.nodes] == [("n1", "local"), ("n2", "vxlan")]
+
+
+async def test_services(tmp_path: FilePath) -> None:
+    answer = await ask(tmp_path, "ListServices", OneNode())
+    assert [row.name for row in answer.services] == ["shop/web"]
+    assert [row.name for row in (await ask(tmp_path, "ListServices", OneNode(), name="shop/web")).services]
+    assert not (await ask(tmp_path, "ListServices", OneNode(), name="shop/other")).services
 
 
 async def test_leaks(tmp_path: FilePath) -> None:

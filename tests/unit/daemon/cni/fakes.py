@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datapath.nft.hostports import HostPort
 
 T = TypeVar("T")
+Q = TypeVar("Q")
 
 
 @dataclass
@@ -45,6 +46,10 @@ class FakeKernel:
     faults: tuple[str, ...] = ()
     broken: str = ""
     calls: list[str] = field(default_factory=list)
+
+    def expect(self, requests: Sequence[AttachRequest]) -> None:
+        self.calls.append(f"expect {len(requests)}")
+        self.step()
 
     def attach(self, request: AttachRequest) -> Attached:
         self.calls.append(f"attach {request.host_link}")
@@ -117,6 +122,14 @@ class FakeWriter:
     async def attachment(self, job: Callable[[FakeKernel], T]) -> T:
         future = asyncio.get_running_loop().run_in_executor(self._thread, job, self.kernel)
         return await asyncio.shield(future)
+
+    async def together(
+        self, work: Callable[[FakeKernel, Sequence[Q]], Sequence[T | Exception]], item: Q
+    ) -> T:
+        (outcome,) = await self.attachment(lambda kernel: work(kernel, [item]))
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def close(self) -> None:
         self._thread.shutdown()

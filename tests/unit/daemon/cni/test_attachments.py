@@ -4,25 +4,119 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from daemon.cni.attachments import is_namespace
+from daemon.cni.attachments import Added, Request, is_namespace
 from daemon.cni.naming import names
+from datapath import text
 from datapath.attachment import DOOMED_GROUP
 from datapath.nft.hostports import host_port_elements, read_host_ports
 from ipam import alias
-from ipam.ports import write
-from ipam.record import State
+from ipam.errors import PortTakenError, StoreError
+from ipam.pool import Pool
+from ipam.ports import PortMapping, write
+from ipam.record import AttachmentKey, State
 from tests.unit.daemon.cni.fakes import FakeLink
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from ipam.record import Record
     from tests.unit.daemon.cni.conftest import Node
 
 
 WEB = {"hostPort": 8080, "containerPort": 80, "protocol": "TCP"}
 DNS = {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "192.0.2.1"}
+
+
+def asked(node: Node, number: int, *, netns: str = "") -> Request:
+    """What an ADD asks for, for a sandbox that is made; `netns` is another path."""
+    pools = (Pool(bytes((10, 244, 1, 0)), 24),)
+    node.kernel.namespaces.add(f"/run/netns/{number}")
+    return Request(
+        node.key(number), netns or f"/run/netns/{number}", pools, (), 1450, ("default", f"p{number}", "")
+    )
+
+
+def told(outcomes: list[Added | Exception]) -> list[str]:
+    return [
+        text.address(each.record.addresses[0]) if isinstance(each, Added) else type(each).__name__
+        for each in outcomes
+    ]
+
+
+def test_several_are_attached_with_one_transaction_each_way(node: Node) -> None:
+    written: list[int] = []
+    transaction = node.store._transaction
+
+    def counted(statements: Sequence[Any]) -> None:
+        written.append(len(statements))
+        transaction(statements)
+
+    node.store._transaction = counted  # type: ignore[method-assign]
+    outcomes = node.attachments.add_all(node.kernel, [asked(node, number) for number in range(1, 9)])
+    assert told(outcomes) == [f"10.244.1.{number + 1}" for number in range(1, 9)]
+    assert written == [8, 8]
+    assert node.kernel.calls[0] == "expect 8"
+    assert {record.state for record in node.allocator.records()} == {State.ATTACHED}
+    assert all(isinstance(each, Added) and {"ipam", "nft", "pod"} <= set(each.seconds) for each in outcomes)
+
+
+def test_of_two_at_once_that_want_one_host_port_the_first_gets_it(node: Node) -> None:
+    """Neither is taken for dead because it is not wired yet."""
+    web = PortMapping(b"", 6, 80, 8080)
+    requests = [replace(asked(node, number), ports=(web,)) for number in (1, 2)]
+    first, second = node.attachments.add_all(node.kernel, [*requests, asked(node, 3)])[:2]
+    assert isinstance(first, Added)
+    assert isinstance(second, PortTakenError)
+    assert second.holder.key == node.key(1)
+    assert {record.key for record in node.allocator.records()} == {node.key(1), node.key(3)}
+    assert [len(each.serving) for each in node.stale] == [0]
+    # The next one after its death gets it, beside others.
+    node.kernel.remove_namespace("/run/netns/1")
+    assert all(
+        isinstance(each, Added)
+        for each in node.attachments.add_all(node.kernel, [requests[1], asked(node, 4)])
+    )
+
+
+def test_what_fails_for_one_does_not_touch_the_others(node: Node) -> None:
+    node.attachments.add(node.kernel, asked(node, 1))
+    requests = [
+        asked(node, 2),
+        asked(node, 1),
+        asked(node, 3, netns="/run/netns/none"),
+        replace(asked(node, 4), key=AttachmentKey("n" * 250, "c4", "eth0")),
+        asked(node, 5),
+        asked(node, 5),
+    ]
+    outcomes = node.attachments.add_all(node.kernel, requests)
+    assert told(outcomes) == [
+        "10.244.1.3",
+        "CniError",
+        "NamespaceGoneError",
+        "CniError",
+        "10.244.1.6",
+        "CniError",
+    ]
+    assert {record.key: record.state for record in node.allocator.records()} == {
+        node.key(number): State.ATTACHED for number in (1, 2, 5)
+    }
+    assert set(node.kernel.table) == {names(node.key(number))[0] for number in (1, 2, 5)}
+
+
+def test_where_the_end_cannot_be_recorded_everything_is_undone(node: Node) -> None:
+    confirm = node.allocator.confirm
+
+    def failing(*_: AttachmentKey) -> list[Record]:
+        node.allocator.confirm = confirm  # type: ignore[method-assign]
+        raise StoreError("disk full")
+
+    node.allocator.confirm = failing  # type: ignore[method-assign]
+    assert told(node.attachments.add_all(node.kernel, [asked(node, 1), asked(node, 2)])) == ["StoreError"] * 2
+    assert node.allocator.records() == ()
+    assert node.kernel.table == {}
 
 
 async def test_a_lost_database_is_rebuilt_from_the_aliases(node: Node) -> None:

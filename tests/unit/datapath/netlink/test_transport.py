@@ -179,6 +179,25 @@ def test_an_interrupted_dump_is_repeated(scripted: Make) -> None:
     assert fake.sends == 5
 
 
+def test_a_stream_yields_while_it_reads_and_is_not_repeated(scripted: Make) -> None:
+    sock, fake = scripted(
+        lambda _: BlockingIOError(),
+        lambda sent: packed(16, INTERRUPTED, sent[0][2], b"one.") + packed(16, 2, sent[0][2], b"two."),
+        lambda sent: packed(16, 2, sent[0][2], b"end.") + packed(DONE, INTERRUPTED, sent[0][2], bytes(4)),
+    )
+    stream = sock.stream(REQUEST, "try")
+    assert fake.sends == 0
+    assert next(stream) == b"one."
+    assert list(stream) == [b"two.", b"end."]
+    assert fake.sends == 1
+
+
+def test_a_refused_stream(scripted: Make) -> None:
+    sock, _ = scripted(lambda _: BlockingIOError(), lambda sent: ack(sent[0][2], errno.EOPNOTSUPP))
+    with pytest.raises(NetlinkError, match="ENOTSUP"):
+        list(sock.stream(REQUEST, "try"))
+
+
 def test_a_refused_dump(scripted: Make) -> None:
     empty = lambda _: BlockingIOError()  # noqa: E731
     sock, _ = scripted(empty, lambda sent: ack(sent[0][2], errno.EOPNOTSUPP))

@@ -120,6 +120,18 @@ def test_nobody_serves(frontend: Frontend, absence: Absence, name: str) -> None:
     assert found(frontend, balance) == {twin + name: {where: b""}}
 
 
+def test_a_backend_with_the_frontends_address_is_noted() -> None:
+    """The kernel does not say of a connection that is translated to itself that it was translated."""
+    same = Backend(VIP, 80)
+    assert found(FRONTEND, Balance((A, same)))["identical"] == {place(): b""}
+    for others in ((A,), (Backend(VIP, 8080),), (Backend(A.address, 80),)):
+        assert "identical" not in found(FRONTEND, Balance(others))
+    # A node port may be at any address.
+    assert "identical" not in {*found(NODE_PORT, Balance((A,))), *found(FRONTEND, Balance(()))}
+    where = place(None, number=30080)
+    assert found(NODE_PORT, Balance((Backend(POD, 30080),)))["node-port-identical"] == {where: b""}
+
+
 def test_outsiders_have_slots_of_their_own() -> None:
     sets = found(FRONTEND, Balance((A, B, C), outside=(C,)))
     assert sets["services"] == {place(): number(0x40003)}
@@ -234,7 +246,7 @@ def test_a_service_is_one_map_per_set_and_family() -> None:
 def test_every_element_is_as_wide_as_its_set_says(family: int, address: bytes, backend: bytes) -> None:
     table = node_tables(TableOptions(services=ServiceOptions(timeouts=(60,))))[family]
     balance = Balance(
-        (Backend(backend, 1),),
+        (Backend(backend, 1), Backend(address, 1)),
         Snat.ALWAYS,
         outside=(Backend(backend, 1),),
         affinity_seconds=60,
@@ -250,7 +262,7 @@ def test_every_element_is_as_wide_as_its_set_says(family: int, address: bytes, b
         )
     }
     elements = service_elements(balances, cluster_ips=[address])
-    assert len(elements) == 2 * 8 + 3
+    assert len(elements) == 2 * 9 + 3
     for each in elements:
         declared = table.set(each.name)
         width = sum(-(-one.size // 4) * 4 for one in declared.key) * (2 if declared.interval else 1)

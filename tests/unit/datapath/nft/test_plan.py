@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from datapath.netlink.attributes import attribute, be32, be64, nest, parse, string
+from datapath.netlink.attributes import attribute, be32, nest
 from datapath.nft import encode
 from datapath.nft.elements import key
 from datapath.nft.frontends import Backend, Balance, Frontend, service_elements
-from datapath.nft.observe import ObservedChain, ObservedRule, ObservedRuleset, ObservedSet, ObservedTable
+from datapath.nft.observe import ObservedChain, ObservedRule, ObservedRuleset
 from datapath.nft.plan import (
     TRANSACTION_ELEMENTS,
     SetChange,
@@ -23,6 +23,7 @@ from datapath.nft.plan import (
 from datapath.nft.rules import Family, Ruleset
 from datapath.nft.services import ServiceOptions
 from datapath.nft.tables import NODES, TableOptions, node_tables
+from tests.unit.datapath.nft.dumps import dumped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,23 +35,6 @@ TABLE, TABLE6 = node_tables(TableOptions())
 HOST = key(bytes([192, 0, 2, 1]))
 ELEMENTS = {(2, "weft", NODES): {HOST: b""}}
 RULESET = Ruleset((TABLE,), ELEMENTS)
-
-
-def dumped(table: Table, elements: Mapping[tuple[int, str, str], Mapping[bytes, bytes]]) -> ObservedTable:
-    encoded = encode.encode_table(table)
-    sets = {}
-    for each in table.sets:
-        declaration = string(1, table.name) + encoded.sets[each.name].declaration + be64(16, 5)
-        content = {**elements.get((*table.key, each.name), {}), **dict(each.constant)}
-        sets[each.name] = ObservedSet(declaration, content)
-    chains = {}
-    for name, chain in encoded.chains.items():
-        rules = []
-        for rule in chain.rules:
-            found = parse(rule)
-            rules.append(ObservedRule(found[encode.RULE_EXPRESSIONS], found.get(encode.RULE_USERDATA, b"")))
-        chains[name] = ObservedChain(chain.declaration + be32(6, 1), tuple(rules))
-    return ObservedTable(0, encoded.user_data, sets, chains)
 
 
 def observed(*tables: Table, **changes: object) -> ObservedRuleset:
