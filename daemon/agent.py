@@ -202,7 +202,11 @@ class Agent:
             on_applied=ServiceFollowers(self.sweeper, self.health_ports, self._local).follow,
         )
         self.leases = Leases(self.paths.leases)
-        self.attachments = Attachments(Allocator(self.leases, cooldown=config.cooldown_seconds))
+        loop = asyncio.get_running_loop()
+        self.attachments = Attachments(
+            Allocator(self.leases, cooldown=config.cooldown_seconds),
+            on_stale_flows=lambda stale: loop.call_soon_threadsafe(self.sweeper.offer, stale),
+        )
         self.deletions = Deletions(self.paths.deletions)
         self.cni = CniService(
             writer=self.writer,
@@ -296,6 +300,8 @@ class Agent:
             forever("record of the desired state", self.recorder.run())
             await self.reconciler.wait_synced()
             forever("services", self.services.run())
+            # A daemon that was killed may have brought or taken host ports without this.
+            self.attachments.tell_flows()
             forever("stale flows", self.sweeper.run())
             forever("health check ports", self.health_ports.run())
             self.health.set(KERNEL)
@@ -307,6 +313,10 @@ class Agent:
         forever("CNI socket", self.cni_server.run())
         forever("garbage", self.garbage.run())
         forever("conflist", self.conflist.run())
+        forever(
+            "host ports",
+            upkeep.check_host_ports(self.attachments.ipam.records, self.services.catalog.holder, findings),
+        )
         forever(
             "node condition", upkeep.keep_condition(self.connection, self.store, self.node_name, findings)
         )

@@ -124,6 +124,10 @@ class RulesetSync:
         found = plan(self._ruleset(), self._nft.read())
         return tuple(change for transaction in found for change in transaction.changes)
 
+    def elements(self, key: SetKey) -> Mapping[bytes, bytes]:
+        """Return the elements that the kernel holds in one set of ours. Raises DatapathError."""
+        return self._nft.elements(key)
+
     def _plan_all(self) -> None:
         observed = self._nft.read()
         wanted = self._ruleset()
