@@ -28,6 +28,7 @@ BENCHES = {
     "services": "Services from the API to what a connection sees, against the real kube-proxy",
     "cni": "ADD and DEL as a runtime sees them, against reference plugins",
     "memory": "the daemon's memory at rest and at scale",
+    "cluster": "from a write to the API to new connections, on the real cluster of tests/e2e",
     "startup": "from the daemon's start until it is ready",
 }
 
