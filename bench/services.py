@@ -143,8 +143,7 @@ async def _alternate(
         proxy.resume()
         await bench.settled(their_probe)
         theirs.moved.append(await bench.move(their_probe))
-        await asyncio.sleep(QUIET_SECONDS)
-        theirs.added.append(await bench.add(their_probe))
+        theirs.added.append(await bench.add(their_probe, QUIET_SECONDS))
         await bench.settled(their_probe)
     proxy.pause()
     ours.churn, ours.churn_processor = await bench.churn(our_probe, node.daemon.pid)
@@ -168,7 +167,9 @@ class _Bench:
     def fill(self) -> None:
         """Make all objects: the first, the middle and the last Service have a live backend."""
         for number in range(self._count):
-            self._add(number, self._live() if number in self._probed() else None)
+            addresses = self._live() if number in self._probed() else objects.endpoints_of(number)
+            self._cluster.apply(objects.endpoint_slice(number, addresses))
+            self._cluster.apply(objects.service(number))
         gc.collect()
         gc.freeze()
 
@@ -177,11 +178,6 @@ class _Bench:
 
     def _live(self) -> list[str]:
         return [BACKENDS[self._at]]
-
-    def _add(self, number: int, addresses: list[str] | None = None) -> None:
-        addresses = objects.endpoints_of(number) if addresses is None else addresses
-        self._cluster.apply(objects.endpoint_slice(number, addresses))
-        self._cluster.apply(objects.service(number))
 
     async def loaded(self, probe: _Probe, start: Callable[[], Coroutine[Any, Any, None]]) -> float:
         """Start a program; returns after how long all probed Services are served."""
@@ -200,14 +196,19 @@ class _Bench:
             self._replace(0, addresses)
         return max(0.0, seen.result() - began)
 
-    async def add(self, probe: _Probe) -> float:
-        """Add a Service; returns how long it takes."""
+    async def add(self, probe: _Probe, quiet: float = 0.0) -> float:
+        """Add a Service, whose slice is there `quiet` seconds before; returns how long it takes.
+
+        Two changes at once would cost kube-proxy a pause between two rounds.
+        """
         number, self._next = self._next, self._next + 1
+        self._cluster.apply(objects.endpoint_slice(number, [BACKENDS[0]]))
+        await asyncio.sleep(quiet)
         async with asyncio.TaskGroup() as group:
             seen = group.create_task(probe.reaches(number, BACKENDS[0]))
             await asyncio.sleep(0.01)
             began = time.monotonic()
-            self._add(number, [BACKENDS[0]])
+            self._cluster.apply(objects.service(number))
         return max(0.0, seen.result() - began)
 
     async def settled(self, probe: _Probe) -> None:
