@@ -6,15 +6,17 @@ import asyncio
 import json
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.lab_node import CLUSTER_CIDRS
+from bench.lab_node import CLUSTER_CIDRS, processor_seconds
 from lab.machine import KUBECONFIG
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lab.node import Node
+
+QUIET_SECONDS, IDLE_SECONDS = 1.5, 0.025
+"""Who takes less processor time than the second in the first is idle."""
 
 
 class KubeProxy:
@@ -60,6 +62,18 @@ class KubeProxy:
     def resume(self) -> None:
         """Let it go on."""
         os.kill(self.pid, signal.SIGCONT)
+
+    async def idle(self) -> None:
+        """Wait until it is up to date: it and the programs that it runs have done nothing for a while.
+
+        It lets a second pass between two rounds; a change after more than that is served at once.
+        """
+        while True:
+            before = processor_seconds(self.pid)
+            await asyncio.sleep(QUIET_SECONDS)
+            busy = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().strip()
+            if not busy and processor_seconds(self.pid) - before < IDLE_SECONDS:
+                return
 
     async def stop(self) -> None:
         """End it, if it runs."""

@@ -67,6 +67,8 @@ def costs(rounds: Mapping[int, Sequence[Figures]]) -> Table:
                 *(f"{1e3 * percentile(changes, part):.2f}" for part in (0.5, 0.99)),
                 *(f"{1e3 * percentile(additions, part):.2f}" for part in (0.5, 0.99)),
                 f"{1e3 * statistics.median(resyncs):.1f}",
+                f"{_median(figures, 'load_processor'):.2f}",
+                f"{1e3 * _median(figures, 'change_processor'):.2f}",
                 f"{_median(figures, 'memory'):.0f}",
             )
         )
@@ -83,6 +85,8 @@ def costs(rounds: Mapping[int, Sequence[Figures]]) -> Table:
             "add p50 ms",
             "p99",
             "resync ms",
+            "CPU: load s",
+            "change ms",
             "memory MiB",
         ),
         tuple(rows),

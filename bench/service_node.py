@@ -56,17 +56,20 @@ async def measure(name: str, namespace: int, count: int) -> dict[str, Any]:
         local = await node.reconciler.prepare()
         assert local is not None
         await node.writer.adopt({})
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         await node.services.prepare(local)
         figures["compile"] = time.perf_counter() - began
         tasks.append(group.create_task(node.reconciler.run()))
         await node.reconciler.wait_synced()
         figures["load"] = time.perf_counter() - began
+        figures["load_processor"] = time.process_time() - used
         tasks.append(group.create_task(node.services.run()))
         await node.applied.wait()
         collection.settle()
         figures["memory"] = resident_mebibytes() - empty
+        used = time.process_time()
         figures["change"] = [await node.timed(change) for change in node.changes(count)]
+        figures["change_processor"] = (time.process_time() - used) / CHANGES
         figures["add"] = [await node.timed(change) for change in node.additions(count)]
         figures["resync"] = [await node.resync() for _ in range(RESYNCS)]
         figures["repair"] = await node.repair(name)

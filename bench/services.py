@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import random
 import sys
 import time
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING
 from bench import service_objects as objects
 from bench.figures import Figure, table
 from bench.kube_proxy import KubeProxy
-from bench.lab_node import one_node, resident_kibibytes
+from bench.lab_node import one_node, processor_seconds, resident_kibibytes
 from bench.service_changes import counts_wanted
 from bench.tables import percentile
 from lab.namespaces import descriptor_path
@@ -43,8 +42,6 @@ COUNTS = (1000, 10_000)
 ROUNDS, CHANGES_EACH = 3, 40
 """Rounds of single changes: so many of Weft's, then one of each kind of kube-proxy's."""
 CHURN_PART, CHURN_SECONDS = 0.01, 15.0
-QUIET_SECONDS = 1.2
-"""Before a change for kube-proxy, which waits until a second has passed since its last one."""
 BACKENDS = ("192.0.2.10", "192.0.2.11")
 """The two live backends, outside of the cluster."""
 PROGRAM = Path(__file__).with_name("service_probe.py")
@@ -141,15 +138,14 @@ async def _alternate(
             ours.moved.append(await bench.move(our_probe))
             ours.added.append(await bench.add(our_probe))
         proxy.resume()
-        await bench.settled(their_probe)
+        await proxy.idle()
         theirs.moved.append(await bench.move(their_probe))
-        await asyncio.sleep(QUIET_SECONDS)
-        theirs.added.append(await bench.add(their_probe))
-        await bench.settled(their_probe)
+        theirs.added.append(await bench.add(their_probe, proxy.idle))
+        await proxy.idle()
     proxy.pause()
     ours.churn, ours.churn_processor = await bench.churn(our_probe, node.daemon.pid)
     proxy.resume()
-    await bench.settled(their_probe)
+    await proxy.idle()
     theirs.churn, theirs.churn_processor = await bench.churn(their_probe, proxy.pid)
     ours.memory, theirs.memory = (resident_kibibytes(pid) / 1024 for pid in (node.daemon.pid, proxy.pid))
     return ours, theirs
@@ -168,7 +164,9 @@ class _Bench:
     def fill(self) -> None:
         """Make all objects: the first, the middle and the last Service have a live backend."""
         for number in range(self._count):
-            self._add(number, self._live() if number in self._probed() else None)
+            addresses = self._live() if number in self._probed() else objects.endpoints_of(number)
+            self._cluster.apply(objects.endpoint_slice(number, addresses))
+            self._cluster.apply(objects.service(number))
         gc.collect()
         gc.freeze()
 
@@ -177,11 +175,6 @@ class _Bench:
 
     def _live(self) -> list[str]:
         return [BACKENDS[self._at]]
-
-    def _add(self, number: int, addresses: list[str] | None = None) -> None:
-        addresses = objects.endpoints_of(number) if addresses is None else addresses
-        self._cluster.apply(objects.endpoint_slice(number, addresses))
-        self._cluster.apply(objects.service(number))
 
     async def loaded(self, probe: _Probe, start: Callable[[], Coroutine[Any, Any, None]]) -> float:
         """Start a program; returns after how long all probed Services are served."""
@@ -200,21 +193,22 @@ class _Bench:
             self._replace(0, addresses)
         return max(0.0, seen.result() - began)
 
-    async def add(self, probe: _Probe) -> float:
-        """Add a Service; returns how long it takes."""
+    async def add(self, probe: _Probe, idle: Callable[[], Coroutine[Any, Any, None]] | None = None) -> float:
+        """Add a Service; returns how long it takes.
+
+        Its slice is there before, and taken note of where `idle` waits for that: two changes at once would
+        cost kube-proxy a pause between two rounds.
+        """
         number, self._next = self._next, self._next + 1
+        self._cluster.apply(objects.endpoint_slice(number, [BACKENDS[0]]))
+        if idle is not None:
+            await idle()
         async with asyncio.TaskGroup() as group:
             seen = group.create_task(probe.reaches(number, BACKENDS[0]))
             await asyncio.sleep(0.01)
             began = time.monotonic()
-            self._add(number, [BACKENDS[0]])
+            self._cluster.apply(objects.service(number))
         return max(0.0, seen.result() - began)
-
-    async def settled(self, probe: _Probe) -> None:
-        """Wait until a node is up to date and has nothing more to do."""
-        await asyncio.sleep(QUIET_SECONDS)
-        await self.add(probe)
-        await asyncio.sleep(QUIET_SECONDS)
 
     async def churn(self, probe: _Probe, pid: int) -> tuple[list[float], float]:
         """Change many Services each second; returns how long moves take then, and a processor share."""
@@ -299,10 +293,3 @@ async def _program(stack: AsyncExitStack, command: list[str]) -> asyncio.subproc
 
     stack.push_async_callback(end)
     return process
-
-
-def processor_seconds(pid: int) -> float:
-    """Return the processor time of a process and of the programs that it ran to their ends."""
-    figures = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    # utime, stime, cutime, cstime: fields 14 to 17 of proc_pid_stat(5), the third being the first here.
-    return sum(map(int, figures[11:15])) / os.sysconf("SC_CLK_TCK")

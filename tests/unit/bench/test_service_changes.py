@@ -18,6 +18,8 @@ def _figures(change: float, repair: float) -> dict[str, Any]:
         "change": [change] * 100,
         "add": [change],
         "resync": [0.001],
+        "load_processor": 0.25,
+        "change_processor": 0.0005,
     }
 
 
@@ -42,7 +44,7 @@ def test_costs_has_a_line_for_each_number_of_services() -> None:
     assert [row[0] for row in table.rows] == ["100", "1000"]
     assert table.rows[1] == (
         *("1000", "0.10", "0.20", "0.30", "0.60"),
-        *("2.00", "2.00", "2.00", "2.00", "1.0", "4"),
+        *("2.00", "2.00", "2.00", "2.00", "1.0", "0.25", "0.50", "4"),
     )
 
 
