@@ -184,6 +184,7 @@ class Agent:
             metrics=self.metrics,
             recorder=self.recorder,
             on_addresses=self.connection.forsake,
+            on_local=lambda: self.services.look(),
         )
         self.sweeper = Sweeper(
             deleted=self.metrics.flows_deleted.inc,
