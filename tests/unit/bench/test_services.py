@@ -21,7 +21,7 @@ def _seen(factor: float) -> services.Seen:
 
 
 def test_the_table_compares_with_kube_proxy_and_tells_bounds() -> None:
-    rows = {row[0]: row for row in services.compared(1000, _seen(1), _seen(50)).rows}
+    rows = {row[0]: row for row in services.compared(10_000, _seen(1), _seen(50)).rows}
     assert rows["first load, from the program's start"][1:] == (
         *("2.00 s", "kube-proxy", "100.00 s", "50.0", ">= 10", "kept"),
     )
@@ -29,6 +29,17 @@ def test_the_table_compares_with_kube_proxy_and_tells_bounds() -> None:
     assert rows["one endpoint moved, median"][-1] == "BROKEN"
     assert rows["that p99 against its bound"][1:] == ("30.00 ms", "", "", "", "<= 20 ms", "BROKEN")
     assert rows["processor share in churn"][1] == "10.00 %"
+
+
+def test_who_has_few_services_need_not_leave_kube_proxy_behind() -> None:
+    rows = {row[0]: row for row in services.compared(1000, _seen(1), _seen(2)).rows}
+    assert rows["first load, from the program's start"][-2:] == ("", "")
+    assert rows["that p99 against its bound"][-1] == "BROKEN"
+
+
+def test_a_change_may_take_twice_as_long_with_many_services() -> None:
+    rows = services.growth({100: 0.002, 1000: 0.003, 10_000: 0.005}).rows
+    assert [row[-1] for row in rows] == ["kept", "BROKEN"]
 
 
 def test_the_processor_time_of_a_process_grows_as_it_works() -> None:
