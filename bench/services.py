@@ -154,6 +154,7 @@ async def _alternate(
     ours.load = await bench.loaded(our_probe, node.start_daemon)
     ours.load_processor = processor_seconds(node.daemon.pid)
     theirs.load = await bench.loaded(their_probe, proxy.start)
+    await proxy.idle()
     theirs.load_processor = processor_seconds(proxy.pid)
     for _ in range(ROUNDS):
         proxy.pause()

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import threading
 import time
 
 from bench import services
-from bench.kube_proxy import configuration
+from bench.kube_proxy import children, configuration
 from bench.lab_node import processor_seconds
 
 
@@ -48,6 +50,28 @@ def test_the_processor_time_of_a_process_grows_as_it_works() -> None:
     while time.process_time() < until:
         pass
     assert 0.05 <= processor_seconds(os.getpid()) - before <= 1.0
+
+
+def test_a_program_started_by_any_thread_is_a_child() -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    done = threading.Event()
+
+    def start() -> None:
+        started.append(subprocess.Popen(["sleep", "60"]))
+        done.wait(60)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    try:
+        while not started:
+            time.sleep(0.01)
+        assert started[0].pid in children(os.getpid())
+    finally:
+        done.set()
+        thread.join()
+        with started[0] as process:
+            process.kill()
+    assert process.pid not in children(os.getpid())
 
 
 def test_kube_proxy_is_what_it_is_by_default_but_for_its_surroundings() -> None:
