@@ -71,8 +71,7 @@ class KubeProxy:
         while True:
             before = processor_seconds(self.pid)
             await asyncio.sleep(QUIET_SECONDS)
-            busy = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().strip()
-            if not busy and processor_seconds(self.pid) - before < IDLE_SECONDS:
+            if not children(self.pid) and processor_seconds(self.pid) - before < IDLE_SECONDS:
                 return
 
     async def stop(self) -> None:
@@ -80,6 +79,12 @@ class KubeProxy:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started, by whichever of its threads, and that run."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(each) for listed in lists for each in listed.split()]
 
 
 def configuration(node: str) -> dict[str, object]:

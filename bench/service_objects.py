@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ENDPOINTS = 5
-PORT, TARGET_PORT = 80, 8080
+PORT, TARGET_PORT = 80, 9376
 NAMESPACE = "default"
 SERVICE_CIDR = "10.96.0.0/14"
 """Room for 30,000 Services and more."""

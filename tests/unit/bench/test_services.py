@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import threading
 import time
 
 from bench import services
-from bench.kube_proxy import configuration
+from bench.kube_proxy import children, configuration
 from bench.lab_node import processor_seconds
 
 
@@ -21,7 +23,7 @@ def _seen(factor: float) -> services.Seen:
 
 
 def test_the_table_compares_with_kube_proxy_and_tells_bounds() -> None:
-    rows = {row[0]: row for row in services.compared(1000, _seen(1), _seen(50)).rows}
+    rows = {row[0]: row for row in services.compared(10_000, _seen(1), _seen(50)).rows}
     assert rows["first load, from the program's start"][1:] == (
         *("2.00 s", "kube-proxy", "100.00 s", "50.0", ">= 10", "kept"),
     )
@@ -31,12 +33,45 @@ def test_the_table_compares_with_kube_proxy_and_tells_bounds() -> None:
     assert rows["processor share in churn"][1] == "10.00 %"
 
 
+def test_who_has_few_services_need_not_leave_kube_proxy_behind() -> None:
+    rows = {row[0]: row for row in services.compared(1000, _seen(1), _seen(2)).rows}
+    assert rows["first load, from the program's start"][-2:] == ("", "")
+    assert rows["that p99 against its bound"][-1] == "BROKEN"
+
+
+def test_a_change_may_take_twice_as_long_with_many_services() -> None:
+    rows = services.growth({100: 0.002, 1000: 0.003, 10_000: 0.005}).rows
+    assert [row[-1] for row in rows] == ["kept", "BROKEN"]
+
+
 def test_the_processor_time_of_a_process_grows_as_it_works() -> None:
     before = processor_seconds(os.getpid())
     until = time.process_time() + 0.1
     while time.process_time() < until:
         pass
     assert 0.05 <= processor_seconds(os.getpid()) - before <= 1.0
+
+
+def test_a_program_started_by_any_thread_is_a_child() -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    done = threading.Event()
+
+    def start() -> None:
+        started.append(subprocess.Popen(["sleep", "60"]))
+        done.wait(60)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    try:
+        while not started:
+            time.sleep(0.01)
+        assert started[0].pid in children(os.getpid())
+    finally:
+        done.set()
+        thread.join()
+        with started[0] as process:
+            process.kill()
+    assert process.pid not in children(os.getpid())
 
 
 def test_kube_proxy_is_what_it_is_by_default_but_for_its_surroundings() -> None:
