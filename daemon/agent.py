@@ -40,12 +40,16 @@ from daemon.cni.server import CniServer
 from daemon.cni.service import CniService
 from daemon.config import node_name
 from daemon.events import Events
-from daemon.findings import LEVELS, Findings
+from daemon.findings import LEVELS, Finding, Findings
 from daemon.health import Health
 from daemon.metrics import Metrics
 from daemon.reconcile import Reconciler
+from daemon.servicefollowers import ServiceFollowers
+from daemon.servicehealth import HealthCheckPorts
+from daemon.serviceprogress import Progress
 from daemon.services import Services
 from datapath import podlinks
+from datapath.conntrack import Sweeper
 from datapath.kernel import attachment_fragment, attachment_key
 from datapath.snapshot import Recorder
 from datapath.writer import Writer
@@ -58,7 +62,6 @@ if TYPE_CHECKING:
     from daemon.cluster.model import Node
     from daemon.compile.local import LocalNetwork
     from daemon.config import Config
-    from daemon.findings import Finding
 
 log = structlog.get_logger()
 
@@ -140,7 +143,13 @@ class Agent:
         self.metrics.build.labels(version).set(1)
         self.findings = Findings()
         self.findings.listen(self._count_finding)
-        self.health = Health(self.metrics, (SYNCED, KERNEL, SERVING))
+        self.progress = Progress(self.metrics)
+        self.health = Health(
+            self.metrics,
+            (SYNCED, KERNEL, SERVING),
+            services=self.progress,
+            leaving=self._leaving,
+        )
         self.store = Store()
         self.connection = Connection(lambda: endpoint.choose(config), scratch=self.paths.credentials)
         self.events = Events(self.connection, self.node_name, self.metrics)
@@ -176,6 +185,11 @@ class Agent:
             recorder=self.recorder,
             on_addresses=self.connection.forsake,
         )
+        self.sweeper = Sweeper(
+            deleted=self.metrics.flows_deleted.inc,
+            report=self._report_sweeps,
+        )
+        self.health_ports = HealthCheckPorts(self.findings, lambda: self.health.proxying)
         self.services = Services(
             store=self.store,
             writer=self.writer,
@@ -183,8 +197,9 @@ class Agent:
             node_name=self.node_name,
             local=self._local,
             findings=self.findings,
-            metrics=self.metrics,
+            progress=self.progress,
             recorder=self.recorder,
+            on_applied=ServiceFollowers(self.sweeper, self.health_ports, self._local).follow,
         )
         self.leases = Leases(self.paths.leases)
         self.attachments = Attachments(Allocator(self.leases, cooldown=config.cooldown_seconds))
@@ -277,6 +292,8 @@ class Agent:
             forever("record of the desired state", self.recorder.run())
             await self.reconciler.wait_synced()
             forever("services", self.services.run())
+            forever("stale flows", self.sweeper.run())
+            forever("health check ports", self.health_ports.run())
             self.health.set(KERNEL)
             # What start-up made lives as long as the process: no collection need walk it again.
             gc.collect()
@@ -315,6 +332,20 @@ class Agent:
 
     def _local(self) -> LocalNetwork | None:
         return self.reconciler.local
+
+    def _report_sweeps(self, failure: str) -> None:
+        name = "FlowsStale"
+        message = (
+            f"UDP flows to backends that left can't be deleted, and their clients get no answer: {failure}"
+        )
+        self.findings.replace((name,), [Finding(name, "warning", message)] if failure else [])
+
+    def _leaving(self) -> str:
+        """Why load balancers should send nothing new to this node; "" while they may."""
+        node = self._own_node
+        if node is None:
+            return f"there is no Node {self.node_name}"
+        return f"Node {self.node_name} is about to go" if node.leaving else ""
 
     @property
     def _own_node(self) -> Node | None:

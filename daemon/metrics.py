@@ -12,6 +12,8 @@ from prometheus_client.process_collector import ProcessCollector
 
 _REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _PHASE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+_RULES_BUCKETS = tuple(0.001 * 2**power for power in range(15))
+_PROGRAMMING_BUCKETS = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
 _SYNC_BUCKETS = (0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 # The time at which a counter was made says nothing here and would double the number of series.
@@ -153,5 +155,64 @@ class Metrics:
             "weft_writer_queue",
             "Waiting for the writer: attachment jobs, bulk keys.",
             ["kind"],
+            registry=registry,
+        )
+
+        # Services, by the names that kube-proxy gives to the same
+        self.services_seconds = Histogram(
+            "kubeproxy_sync_proxy_rules_duration_seconds",
+            "One round of writing changed Services to the kernel.",
+            registry=registry,
+            buckets=_RULES_BUCKETS,
+        )
+        self.services_last = Gauge(
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+            "When a round of writing Services last succeeded.",
+            registry=registry,
+        )
+        self.services_queued = Gauge(
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+            "When a Service or its endpoints last changed.",
+            registry=registry,
+        )
+        self.service_changes = Counter(
+            "kubeproxy_sync_proxy_rules_service_changes_total",
+            "Changes of Services received.",
+            registry=registry,
+        )
+        self.service_changes_pending = Gauge(
+            "kubeproxy_sync_proxy_rules_service_changes_pending",
+            "Changes of Services received and not yet in the kernel.",
+            registry=registry,
+        )
+        self.endpoint_changes = Counter(
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total",
+            "Changes of EndpointSlices received.",
+            registry=registry,
+        )
+        self.endpoint_changes_pending = Gauge(
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+            "Changes of EndpointSlices received and not yet in the kernel.",
+            registry=registry,
+        )
+        self.services_programming = Histogram(
+            "kubeproxy_network_programming_duration_seconds",
+            "From the change of a Pod or Service that caused an EndpointSlice until the kernel has it.",
+            registry=registry,
+            buckets=_PROGRAMMING_BUCKETS,
+        )
+
+        # Connection tracking
+        self.flows_deleted = Counter(
+            "weft_conntrack_flows_deleted_total",
+            "UDP flows deleted because their backend serves no more.",
+            registry=registry,
+        )
+        self.conntrack_entries = Gauge(
+            "weft_conntrack_entries", "Flows tracked on this node.", registry=registry
+        )
+        self.conntrack_limit = Gauge(
+            "weft_conntrack_limit",
+            "Most flows that the kernel tracks (nf_conntrack_max).",
             registry=registry,
         )

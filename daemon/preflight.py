@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from daemon.cluster import decode
 from daemon.cluster.model import Prefix
+from daemon.compile import service_routes
 from daemon.findings import Finding
 from datapath import text
 
@@ -71,9 +72,7 @@ def check_cluster(
 
     `connected` are the prefixes that this machine's links reach without a gateway.
     """
-    services = [decode.prefix(item) for item in config.service_cidrs] or [
-        prefix for each in service_cidrs.values() for prefix in each.cidrs
-    ]
+    services = service_routes.service_cidrs(config, service_cidrs.values())
     findings = list(_overlaps(_uses(nodes, services, config, connected)))
     findings += _duplicates(nodes)
     own = nodes.get(node_name)

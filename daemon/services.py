@@ -9,17 +9,19 @@ changed.
 from __future__ import annotations
 
 import asyncio
-import time
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import structlog
 
-from daemon.cluster.store import NODE, SERVICE
+from daemon.cluster.store import ENDPOINT_SLICE, NODE, SERVICE, SERVICE_CIDR
 from daemon.compile.catalog import Catalog
 from daemon.compile.endpoints import Site
+from daemon.compile.service_routes import SERVICE_ROUTES, service_cidrs, service_routes
 from daemon.compile.tables import TABLES, table_options, tables_fragment
 from daemon.findings import Finding
+from datapath.desired import Fragment
 from datapath.errors import DatapathError
 from datapath.nft.frontends import Need
 from datapath.writer import StoppedError
@@ -27,16 +29,16 @@ from datapath.writer import StoppedError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
+    from daemon.cluster.model import Service
     from daemon.cluster.store import Key, Store, Subscription
     from daemon.compile.local import LocalNetwork
     from daemon.config import Config
     from daemon.findings import Findings
-    from daemon.metrics import Metrics
-    from datapath.desired import Fragment, FragmentKey
-    from datapath.nft.frontends import Backend, Frontend
+    from daemon.serviceprogress import Progress
+    from datapath.desired import FragmentKey
     from datapath.nft.tables import TableOptions
     from datapath.snapshot import Recorder
-    from datapath.writer import Applied, Writer
+    from datapath.writer import Writer
 
 log = structlog.get_logger()
 
@@ -47,12 +49,15 @@ MAX_PROBLEMS = 50
 """Problems that become findings."""
 
 
+class _PutOffError(Exception):
+    """The changes of a round are not known to be in the kernel."""
+
+
 class Services:
     """The loop and what it knows.
 
     Attributes:
         catalog: the compiled state.
-        waiting_since: time.monotonic() of the oldest change that is not in the kernel; None without one.
     """
 
     def __init__(
@@ -64,10 +69,9 @@ class Services:
         node_name: str,
         local: Callable[[], LocalNetwork | None],
         findings: Findings,
-        metrics: Metrics | None = None,
+        progress: Progress,
         recorder: Recorder | None = None,
-        on_stale_flows: Callable[[Mapping[Frontend, frozenset[Backend]]], None] = lambda _: None,
-        on_applied: Callable[[], None] = lambda: None,
+        on_applied: Callable[[Catalog], None] = lambda _: None,
     ) -> None:
         """Connect the parts.
 
@@ -78,25 +82,24 @@ class Services:
             node_name: name of this node's Node object.
             local: this node's own network, None while it is not known.
             findings: what is wrong with Services goes there.
-            metrics: figures go there.
+            progress: told what changed and when it is in the kernel.
             recorder: keeps the desired state for while the daemon is down.
-            on_stale_flows: told of UDP frontends that lost a backend, with those that may answer now.
-            on_applied: told when a change is in the kernel.
+            on_applied: called when what the catalog says is in the kernel.
         """
         self.catalog = Catalog()
-        self.waiting_since: float | None = None
         self._store = store
         self._writer = writer
         self._config = config
         self._node_name = node_name
         self._local = local
         self._findings = findings
-        self._metrics = metrics
+        self._progress = progress
         self._recorder = recorder
-        self._on_stale_flows = on_stale_flows
         self._on_applied = on_applied
         self._options: TableOptions | None = None
         self._subscription: Subscription | None = None
+        self._known: dict[str, Service] = {}
+        self._routes = Fragment()
 
     async def prepare(self, local: LocalNetwork) -> None:
         """Compile everything and hand it to the writer, without waiting for the kernel.
@@ -104,9 +107,9 @@ class Services:
         The store must be complete. Nothing of Services may be missing once the writer deletes what nobody
         desires, or a restart would blank them. The tables come along: they are needed without Services too.
         """
-        self._subscription = self._store.subscribe(SERVICE, NODE)
+        self._subscription = self._store.subscribe(SERVICE, ENDPOINT_SLICE, NODE, SERVICE_CIDR)
         self._take(self._subscription.take())
-        changes = self._structure()
+        changes = self._structure() | self._cidrs(local)
         async for part in self._compiled():
             changes |= part
         self._writer.offer(changes)
@@ -120,25 +123,46 @@ class Services:
         """
         assert self._subscription is not None
         try:
-            self._tell()
+            with self._progress.round():
+                self._tell()
             while True:
-                keys = await self._subscription.next()
-                if self.waiting_since is None:
-                    self.waiting_since = time.monotonic()
-                self._take(keys)
-                await self._turn()
+                self._take(await self._subscription.next())
+                with suppress(_PutOffError), self._progress.round():
+                    await self._turn()
         finally:
             self._store.unsubscribe(self._subscription)
 
     def _take(self, keys: Iterable[Key]) -> None:
-        names = [key.name for key in keys if key.kind == SERVICE]
+        names = []
+        for kind, name in keys:
+            if kind == SERVICE:
+                names.append(name)
+                self._note_service(name)
+            elif kind == ENDPOINT_SLICE:
+                each = self._store.endpoint_slices.get(name)
+                self._progress.endpoints_changed(name, each.triggered if each is not None else None)
         node = self._store.nodes.get(self._node_name)
-        site = Site(
-            self._node_name,
-            node.zone if node is not None else "",
-            node.internal_ips if node is not None else (),
-        )
+        site = Site(self._node_name)
+        if node is not None:
+            site = Site(self._node_name, node.zone, node.internal_ips)
         self.catalog.take(self._store.services, self._store.endpoint_slices.of, names, site)
+
+    def _note_service(self, name: str) -> None:
+        """Count a change of the Service itself: its name is also told when its slices change."""
+        service = self._store.services.get(name)
+        if service is self._known.get(name):
+            return
+        if service is None:
+            del self._known[name]
+        else:
+            self._known[name] = service
+        self._progress.service_changed()
+
+    def _cidrs(self, local: LocalNetwork) -> dict[FragmentKey, Fragment | None]:
+        """Return what follows from the service CIDRs, where that is different from before."""
+        cidrs = service_cidrs(self._config, self._store.service_cidrs.values())
+        before, self._routes = self._routes, service_routes(local, cidrs)
+        return {SERVICE_ROUTES: self._routes} if self._routes != before else {}
 
     def _structure(self) -> dict[FragmentKey, Fragment | None]:
         """Return the tables if Services need chains that were not there yet; chains are never taken away."""
@@ -161,43 +185,35 @@ class Services:
                 await asyncio.sleep(0)
 
     async def _turn(self) -> None:
-        """Compile what is pending and have it written; the writer begins with the first slice."""
-        began = time.monotonic()
-        changes: dict[FragmentKey, Fragment | None] = {}
+        """Compile what is pending and have it written; the writer begins with the first slice.
+
+        Raises:
+            _PutOffError: the kernel could not be read; the writer has the changes and goes on trying.
+        """
+        local = self._local()
+        changes = self._cidrs(local) if local is not None else {}
         async for part in self._compiled():
             if self.catalog.pending:
                 self._writer.offer(part)
             changes |= part
         if changes:
             try:
-                applied = await self._writer.apply(changes)
+                await self._writer.apply(changes)
             except StoppedError:
                 raise
             except DatapathError as error:
-                # The writer keeps the changes and goes on trying.
                 log.warning("services wait for the kernel", error=str(error))
-                return
-            self._note(began, applied)
-            if (local := self._local()) is not None:
+                raise _PutOffError from error
+            if local is not None:
                 self._record(changes, local)
         self._tell()
 
     def _tell(self) -> None:
-        """Tell everybody who follows Services that the kernel has them."""
-        self.waiting_since = None
+        """Tell everybody who follows Services what is in the kernel now."""
         problems = islice(self.catalog.problems(), MAX_PROBLEMS)
         self._findings.replace(PROBLEMS, [Finding(*problem) for problem in problems])
-        if stale := self.catalog.stale_flows():
-            self._on_stale_flows(stale)
-        self._on_applied()
+        self._on_applied(self.catalog)
 
     def _record(self, changes: Mapping[FragmentKey, Fragment | None], local: LocalNetwork) -> None:
         if self._recorder is not None and changes:
             self._recorder.record(changes, local.sources)
-
-    def _note(self, began: float, applied: Applied) -> None:
-        if self._metrics is None:
-            return
-        self._metrics.sync_seconds.labels("services").observe(time.monotonic() - began)
-        if not applied.failures:
-            self._metrics.sync_last.set(time.time())

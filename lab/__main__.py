@@ -92,6 +92,19 @@ def _shape(command: Callable[..., Any]) -> Callable[..., Any]:
                 show_default=True,
                 help="MTU of the underlay.",
             ),
+            click.option(
+                "--routes",
+                type=click.Choice(["none", "known", "default"]),
+                default="known",
+                show_default=True,
+                help="Where nodes have routes to: nowhere else, known networks, anywhere.",
+            ),
+            click.option(
+                "--zones",
+                default="",
+                callback=lambda _ctx, _option, text: tuple(filter(None, text.split(","))),
+                help="Zones that nodes are in, in turn: a,b.",
+            ),
             click.option("--rp-filter", type=click.IntRange(0, 2), default=1, show_default=True),
             click.option(
                 "--config",
@@ -241,9 +254,10 @@ def get(kind: str, name: str, namespace: str, all_namespaces: bool, selector: st
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("-n", "--namespace", default="default", show_default=True, help="Of the pod.")
 def exec(target: str, command: tuple[str, ...], namespace: str) -> NoReturn:  # noqa: A001 - the command's name
-    """Run a command in a node or pod; a shell where none is given."""
+    """Run a command in a node or pod, or on the host "outside"; a shell where none is given."""
     client = _client()
     nodes = {node["name"] for node in client.order("GET", "/lab")["nodes"]}
+    nodes.add("outside")
     found = client.order("GET", f"/target/{target}" if target in nodes else f"/target/{namespace}/{target}")
     arguments = command or (os.environ.get("SHELL", "/bin/sh"),)
     line = enter_command(found["paths"], *arguments, net=found["net"])
@@ -263,9 +277,9 @@ def logs(node: str, follow: bool, tail: int) -> NoReturn:
 
 @main.command()
 @click.argument("node")
-@click.argument("action", type=click.Choice(["kill", "stop", "start", "reboot"]))
+@click.argument("action", type=click.Choice(["kill", "stop", "start", "reboot", "attract"]))
 def node(node: str, action: str) -> None:
-    """Kill, stop or start a node's daemon, or reboot the node."""
+    """Kill, stop or start a node's daemon, reboot the node, or let it attract what comes for Services."""
     _client().order("POST", f"/node/{node}/{action}")
 
 

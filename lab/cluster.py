@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from lab.api.patches import strategic
@@ -18,7 +19,15 @@ from lab.control_plane import ControlPlane
 from lab.echo import PORT, Bind, Server, sockets_in
 from lab.errors import ApiError, LabError
 from lab.node import Node
-from lab.underlay import API_PORT, OUTSIDE, Segment, Underlay, families_of
+from lab.underlay import (
+    API_PORT,
+    EXTERNAL_NETWORKS,
+    LOAD_BALANCER_NETWORKS,
+    OUTSIDE,
+    Segment,
+    Underlay,
+    families_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,13 +67,15 @@ class Cluster:
         binds = [
             Bind(protocol, str(OUTSIDE[family]), PORT) for family in (4, 6) for protocol in ("tcp", "udp")
         ]
-        await self._outside.start(self.underlay.net, binds)
+        await self._outside.start(self.underlay.outside, binds)
         self._furnish()
         await self.serve_api()
         control_plane = ControlPlane(self.storage, self.options.pod_networks(), self.options.slice_lengths)
         self._control_plane = asyncio.create_task(control_plane.run(), name="control plane")
         for _ in range(self.options.nodes):
             node = await self.add_node()
+            if len(self.nodes) == 1:
+                await self.attract(node.name)
             progress(f"{node.name}")
 
     def _furnish(self) -> None:
@@ -128,6 +139,12 @@ class Cluster:
     async def reboot(self, name: str, *, daemon: bool = True) -> list[Sandbox]:
         """Reboot a node; its pods are started again by its kubelet."""
         return await self.nodes[name].reboot(daemon=daemon)
+
+    async def attract(self, name: str) -> None:
+        """Let the router send to this node what comes from outside for Services."""
+        services = [ip_network(cidr) for cidr in self.options.service_cidrs.values()]
+        networks = (*services, *LOAD_BALANCER_NETWORKS.values(), *EXTERNAL_NETWORKS.values())
+        await self.underlay.attract(networks, self.node(name).addresses)
 
     def node(self, name: str) -> Node:
         """A node by name; LabError lists those that exist."""

@@ -141,7 +141,7 @@ class _Planner:
 
     def _to_outside(self, pod: _Pod) -> Iterator[Probe]:
         for family, source in _by_family(map(str, self.nodes[pod.node].addresses)).items():
-            if family in pod.addresses and self.cluster.options.routed:
+            if family in pod.addresses and self.cluster.options.routes != "none":
                 here = (pod.name, pod.net, "outside", OUTSIDE[family])
                 for protocol in _PROTOCOLS:
                     yield Probe("pod → world outside", *here, protocol, (str(source),))

@@ -1,4 +1,7 @@
-"""What kube-controller-manager and kube-scheduler do for a network: podCIDRs for Nodes, nodes for Pods."""
+"""What kube-controller-manager and kube-scheduler do for a network: podCIDRs for Nodes, nodes for Pods.
+
+Runs the controllers of Services too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from lab import service_controllers
 from lab.errors import ApiError
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ class ControlPlane:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._slice_nodes())
             group.create_task(self._schedule_pods())
+            group.create_task(service_controllers.run(self.storage))
 
     async def _slice_nodes(self) -> None:
         revision = self.storage.revision

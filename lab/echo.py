@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lab.underlay import IpAddress
 
 PORT = 8080
-_TCP_TIMEOUT = 4.0
+_PATIENCE = 4.0
 _UDP_WAITS = (0.3, 0.7, 1.5, 1.5)
 # include/uapi/linux/in.h and in6.h; not in Python's socket module before 3.14
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DO = 10, 23, 2
@@ -135,7 +135,15 @@ class Answer:
     fault: str = ""
 
 
-async def ask(net: int, destination: IpAddress, protocol: str, *, port: int = PORT, size: int = 0) -> Answer:
+async def ask(
+    net: int,
+    destination: IpAddress,
+    protocol: str,
+    *,
+    port: int = PORT,
+    size: int = 0,
+    patience: float = _PATIENCE,
+) -> Answer:
     """Ask the server at `destination` from inside the network namespace `net`.
 
     Args:
@@ -145,6 +153,7 @@ async def ask(net: int, destination: IpAddress, protocol: str, *, port: int = PO
         port: the server's port.
         size: for UDP the length of the whole IP packet both ways, sent with fragmentation forbidden; 0 is
         small.
+        patience: seconds after which there is no answer.
     """
     try:
         sock = client_socket(net, destination.version, protocol, exact=size > 0)
@@ -152,11 +161,11 @@ async def ask(net: int, destination: IpAddress, protocol: str, *, port: int = PO
         return Answer(fault=f"cannot make a socket: {error}")
     with sock:
         try:
-            if protocol == "tcp":
-                async with asyncio.timeout(_TCP_TIMEOUT):
+            async with asyncio.timeout(patience):
+                if protocol == "tcp":
                     line = await _ask_tcp(sock, str(destination), port)
-            else:
-                line = await _ask_udp(sock, str(destination), port, _payload(destination.version, size))
+                else:
+                    line = await _ask_udp(sock, str(destination), port, _payload(destination.version, size))
         except TimeoutError:
             return Answer(fault="no answer")
         except OSError as error:
@@ -202,7 +211,9 @@ async def _ask_udp(sock: socket.socket, destination: str, port: int, length: int
     loop = asyncio.get_running_loop()
     await loop.sock_connect(sock, (destination, port))
     for wait in _UDP_WAITS:
-        await loop.sock_sendall(sock, b"?".ljust(length))
+        # A packet filter of this host may drop it, which is no answer: it may refuse it by ICMP as well.
+        with contextlib.suppress(PermissionError):
+            await loop.sock_sendall(sock, b"?".ljust(length))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
                 answer = await loop.sock_recv(sock, 65536)

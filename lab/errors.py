@@ -49,6 +49,11 @@ class ApiError(LabError):
         """The request makes no sense."""
         return cls(400, "BadRequest", message)
 
+    @classmethod
+    def unprocessable(cls, message: str) -> ApiError:
+        """The object breaks a rule of its kind."""
+        return cls(422, "Invalid", message)
+
     def status(self) -> dict[str, object]:
         """The Status object that a client of Kubernetes expects."""
         return {

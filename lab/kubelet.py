@@ -1,7 +1,8 @@
 """The part of a kubelet that a network sees: it registers the Node, reports readiness, runs and removes pods.
 
 Reads and writes the storage directly, as it is part of the lab and not what is tested. A pod is a sandbox
-of the runtime with the echo server in it; its containers are not run.
+of the runtime with the echo server in it; its containers are not run. A pod that is deleted ends at once,
+unless a container asks for lifecycle.preStop.sleep: so long, and within its grace period, it goes on serving.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lab.api.selectors import matcher
 from lab.api.storage import now
 from lab.echo import PORT, Bind, Server
+from lab.endpoint_slices import ZONE
 from lab.errors import ApiError, LabError
 from lab.runtime import PodName
 
@@ -42,16 +44,20 @@ class Kubelet:
         runtime: Runtime,
         *,
         max_pods: int = 110,
+        zone: str = "",
     ) -> None:
         self.node = node
         self.addresses = addresses
         self.storage = storage
         self.runtime = runtime
         self.max_pods = max_pods
+        self.zone = zone
         self.sandboxes: dict[str, Sandbox] = {}
         """By uid of the pod."""
         self._servers: dict[str, Server] = {}
         self._deleted: dict[str, asyncio.Event] = {}
+        self._gone: dict[str, asyncio.Event] = {}
+        """Whether the pod's object is no longer there: deleted by force, or with its node."""
         self._nodes = storage.catalogue.named("nodes")
         self._pods = storage.catalogue.named("pods")
 
@@ -69,7 +75,8 @@ class Kubelet:
                 self._see(pod, group)
             async for kind, pod in self.storage.watch(self._pods, revision, "", selected):
                 if kind == "DELETED":
-                    self._deleted.setdefault(pod["metadata"]["uid"], asyncio.Event()).set()
+                    for events in (self._deleted, self._gone):
+                        events.setdefault(pod["metadata"]["uid"], asyncio.Event()).set()
                 else:
                     self._see(pod, group)
 
@@ -77,6 +84,8 @@ class Kubelet:
         """Create the Node object, or refresh what the kubelet owns of it."""
         with contextlib.suppress(ApiError):
             labels = {"kubernetes.io/hostname": self.node, "kubernetes.io/os": "linux"}
+            if self.zone:
+                labels[ZONE] = self.zone
             self.storage.create(
                 self._nodes, "", {"metadata": {"name": self.node, "labels": labels}, "spec": {}}
             )
@@ -128,6 +137,7 @@ class Kubelet:
         uid = pod["metadata"]["uid"]
         if uid not in self._deleted:
             self._deleted[uid] = asyncio.Event()
+            self._gone[uid] = asyncio.Event()
             group.create_task(self._live(pod))
         if "deletionTimestamp" in pod["metadata"]:
             self._deleted[uid].set()
@@ -139,10 +149,10 @@ class Kubelet:
         attempt = 0
         while not deleted.is_set():
             try:
-                if not pod["spec"].get("hostNetwork"):
-                    await self._start(pod)
+                await self._start(pod)
                 self._set_running(pod)
                 await deleted.wait()
+                await self._drain(pod)
             except LabError as error:
                 log.warning("pod %s/%s: %s", metadata["namespace"], metadata["name"], error)
                 self._record(pod, "FailedCreatePodSandBox", str(error))
@@ -155,23 +165,40 @@ class Kubelet:
 
     async def _start(self, pod: Object) -> None:
         metadata = pod["metadata"]
+        if pod["spec"].get("hostNetwork"):
+            await self._serve(pod, self.runtime.namespaces.net)
+            return
         while (fault := self.network_fault()) and not self._deleted[metadata["uid"]].is_set():
             self._set_pending(pod, fault)
             await asyncio.sleep(_POLL_SECONDS)
         name = PodName(metadata["namespace"], metadata["name"], metadata["uid"])
-        sandbox = await self.runtime.create(name)
+        sandbox = await self.runtime.create(name, {"portMappings": _port_mappings(pod)})
         self.sandboxes[metadata["uid"]] = sandbox
-        await self._serve(pod, sandbox)
+        await self._serve(pod, sandbox.descriptor)
 
-    async def _serve(self, pod: Object, sandbox: Sandbox) -> None:
+    async def _serve(self, pod: Object, net: int) -> None:
         server = Server(pod["metadata"]["name"])
-        await server.start(sandbox.descriptor, _binds(pod))
         self._servers[pod["metadata"]["uid"]] = server
+        try:
+            await server.start(net, _binds(pod))
+        except OSError as error:
+            raise LabError(f"its server cannot listen: {error}") from error
+
+    async def _drain(self, pod: Object) -> None:
+        """Go on serving for as long as the pod's preStop hook sleeps."""
+        metadata = pod["metadata"]
+        with contextlib.suppress(ApiError):
+            pod = self.storage.get(self._pods, metadata["namespace"], metadata["name"])
+            grace = float(pod["metadata"].get("deletionGracePeriodSeconds", 0))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(grace, _pre_stop_seconds(pod))):
+                    await self._gone[metadata["uid"]].wait()
 
     async def _finish(self, pod: Object) -> None:
         metadata = pod["metadata"]
         uid = metadata["uid"]
         attempt = 0
+        self._set_unready(pod)
         self.silence(uid)
         while (sandbox := self.sandboxes.get(uid)) is not None:
             try:
@@ -182,6 +209,7 @@ class Kubelet:
                 await asyncio.sleep(_BACKOFF_SECONDS[min(attempt, len(_BACKOFF_SECONDS) - 1)])
                 attempt += 1
         self._deleted.pop(uid, None)
+        self._gone.pop(uid, None)
         with contextlib.suppress(ApiError):
             now_there = self.storage.get(self._pods, metadata["namespace"], metadata["name"])
             if now_there["metadata"]["uid"] == uid:
@@ -212,6 +240,7 @@ class Kubelet:
             sandbox.netns = ""
         self.sandboxes.clear()
         self._deleted.clear()
+        self._gone.clear()
         return lost
 
     # what the API is told
@@ -231,14 +260,14 @@ class Kubelet:
     def _set_pending(self, pod: Object, message: str) -> None:
         self._status(pod, {"phase": "Pending", "message": message})
 
+    def _set_unready(self, pod: Object) -> None:
+        """Say that the pod's containers have ended."""
+        self._status(pod, {"conditions": _conditions(ready=False)})
+
     def _set_running(self, pod: Object) -> None:
         hosts = [str(address) for address in self.addresses]
         sandbox = self.sandboxes.get(pod["metadata"]["uid"])
         addresses = sandbox.addresses if sandbox is not None else hosts
-        conditions = [
-            {"type": kind, "status": "True", "lastTransitionTime": now()}
-            for kind in ("PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready")
-        ]
         status: dict[str, Any] = {
             "phase": "Running",
             "message": "",
@@ -247,7 +276,7 @@ class Kubelet:
             "hostIPs": [{"ip": address} for address in hosts],
             "podIP": addresses[0] if addresses else "",
             "podIPs": [{"ip": address} for address in addresses],
-            "conditions": conditions,
+            "conditions": _conditions(ready=True),
         }
         self._status(pod, status)
 
@@ -268,12 +297,54 @@ class Kubelet:
         self._set_pending(pod, message)
 
 
+def _conditions(*, ready: bool) -> list[Object]:
+    states = {
+        "PodReadyToStartContainers": True,
+        "Initialized": True,
+        "ContainersReady": ready,
+        "Ready": ready,
+    }
+    return [
+        {"type": kind, "status": str(state), "lastTransitionTime": now()} for kind, state in states.items()
+    ]
+
+
+def _container_ports(pod: Object) -> list[Object]:
+    containers = pod["spec"].get("containers", [])
+    return [port for container in containers for port in container.get("ports", [])]
+
+
 def _binds(pod: Object) -> list[Bind]:
-    """Where the pod's server listens: on the ports that its containers declare, else on the usual one."""
-    binds = {
+    """Where the pod's server listens: on the ports that its containers declare, and on the usual one.
+
+    In the node's own network the usual one is taken by the node's server.
+    """
+    usual = set() if pod["spec"].get("hostNetwork") else {Bind("tcp", "", PORT), Bind("udp", "", PORT)}
+    declared = {
         Bind(port.get("protocol", "TCP").lower(), "", int(port["containerPort"]))
-        for container in pod["spec"].get("containers", [])
-        for port in container.get("ports", [])
+        for port in _container_ports(pod)
         if port.get("protocol", "TCP") in ("TCP", "UDP")
     }
-    return sorted(binds | {Bind("tcp", "", PORT), Bind("udp", "", PORT)})
+    return sorted(usual | declared)
+
+
+def _port_mappings(pod: Object) -> list[dict[str, Any]]:
+    """The pod's hostPorts as containerd hands them to the plugins."""
+    return [
+        {
+            "hostPort": port["hostPort"],
+            "containerPort": port["containerPort"],
+            "protocol": port.get("protocol", "TCP").lower(),
+            "hostIP": port.get("hostIP", ""),
+        }
+        for port in _container_ports(pod)
+        if port.get("hostPort")
+    ]
+
+
+def _pre_stop_seconds(pod: Object) -> float:
+    """How long the longest preStop hook of the pod sleeps."""
+    hooks = [
+        container.get("lifecycle", {}).get("preStop", {}) for container in pod["spec"].get("containers", [])
+    ]
+    return max((float(hook.get("sleep", {}).get("seconds", 0)) for hook in hooks), default=0.0)

@@ -111,7 +111,7 @@ class Node:
         values = {f"net.ipv4.conf.{which}.rp_filter": rp_filter for which in ("all", "default")}
         set_sysctls(self._namespaces.net, values)
         net = self._namespaces.paths()["net"]
-        await self.underlay.connect(self.name, net, self.segment, self.index, routed=self.options.routed)
+        await self.underlay.connect(self.name, net, self.segment, self.index, self.options.routes)
         self._runtime = Runtime(self._namespaces, self.disk, newest=self.options.cni_version)
         await self.serve()
         self.start_kubelet(lost)
@@ -131,7 +131,12 @@ class Node:
     def start_kubelet(self, lost: Iterable[Sandbox] = ()) -> None:
         """Register the node and care for its pods and for sandboxes that were lost."""
         self._kubelet = Kubelet(
-            self.name, self.addresses, self.storage, self.runtime, max_pods=self.options.max_pods
+            self.name,
+            self.addresses,
+            self.storage,
+            self.runtime,
+            max_pods=self.options.max_pods,
+            zone=self.options.zone(self.index),
         )
         self._kubelet_task = asyncio.create_task(self._kubelet.run(lost), name=f"kubelet of {self.name}")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lab.daemon_process import default_command
 
 if TYPE_CHECKING:
-    from lab.underlay import IpNetwork
+    from lab.underlay import IpNetwork, Routes
 
 Families = Literal["dual", "ipv4", "ipv6"]
 
@@ -35,8 +35,10 @@ class Options:
     segments: int = 1
     """Layer 2 networks with a router between; nodes are placed on them in turn."""
     rp_filter: int = 1
-    routed: bool = True
-    """Nodes have routes to other segments and to the world outside; a default route they never have."""
+    routes: Routes = "known"
+    """Where nodes have routes to: nowhere else, to other segments and the known world outside, anywhere."""
+    zones: tuple[str, ...] = ()
+    """Zones that nodes are in, in turn; none: nodes without a zone."""
     mtu: int = 1500
     max_pods: int = 110
     cluster_cidrs: dict[int, str] = field(default_factory=lambda: {4: "10.244.0.0/16", 6: "fd10:244::/48"})
@@ -55,6 +57,10 @@ class Options:
     def pod_families(self) -> tuple[int, ...]:
         """The address families that pods have."""
         return {"dual": (4, 6), "ipv4": (4,), "ipv6": (6,)}[self.family]
+
+    def zone(self, index: int) -> str:
+        """The zone of the index-th node; empty where there are none."""
+        return self.zones[index % len(self.zones)] if self.zones else ""
 
     def pod_networks(self) -> tuple[IpNetwork, ...]:
         """The cluster's pod CIDRs, the primary family first."""

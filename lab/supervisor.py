@@ -141,6 +141,9 @@ class Supervisor:
             raise web.HTTPNotFound(text=str(error)) from error
 
     async def _target_node(self, request: web.Request) -> web.Response:
+        if request.match_info["node"] == "outside":
+            paths = {"net": descriptor_path(self.cluster.underlay.outside)}
+            return web.json_response({"paths": paths, "net": ""})
         node = self._on(request)
         return web.json_response({"paths": node.namespaces.paths(), "net": "", "log": str(node.log_file)})
 
@@ -187,6 +190,8 @@ class Supervisor:
                 await node.daemon.kill()
             case "reboot":
                 await node.reboot()
+            case "attract":
+                await self.cluster.attract(node.name)
             case action:
                 raise web.HTTPNotFound(text=f"no such action: {action}")
         return web.json_response({})
@@ -245,7 +250,7 @@ def decode_options(text: str) -> Options:
         values[name] = {int(family): value for family, value in values[name].items()}
     values["state"], values["shim"] = Path(values["state"]), Path(values["shim"])
     values["plugins"] = tuple(Path(plugin) for plugin in values["plugins"])
-    values["daemon"] = tuple(values["daemon"])
+    values["daemon"], values["zones"] = tuple(values["daemon"]), tuple(values["zones"])
     return Options(**values)
 
 

@@ -31,6 +31,24 @@ def _phase(pod: Object) -> str:
     return str(pod.get("status", {}).get("phase", "Pending"))
 
 
+def _external_ips(service: Object) -> list[str]:
+    ingress = service.get("status", {}).get("loadBalancer", {}).get("ingress", [])
+    return [*service["spec"].get("externalIPs", []), *(entry.get("ip", "") for entry in ingress)]
+
+
+def _port(port: Object) -> str:
+    node_port = f":{port['nodePort']}" if port.get("nodePort") else ""
+    return f"{port.get('port', '')}{node_port}/{port.get('protocol', 'TCP')}"
+
+
+def _endpoint(endpoint: Object) -> str:
+    """An address and what is remarkable about it."""
+    conditions = endpoint.get("conditions") or {}
+    remarks = [word for word in ("terminating",) if conditions.get(word)]
+    remarks += ["not ready"] if conditions.get("ready") is False and not remarks else []
+    return " ".join([*endpoint.get("addresses", []), *(f"({word})" for word in remarks)])
+
+
 _COLUMNS: dict[str, dict[str, Callable[[Object], str]]] = {
     "Node": {
         "STATUS": _ready,
@@ -41,6 +59,17 @@ _COLUMNS: dict[str, dict[str, Callable[[Object], str]]] = {
         "STATUS": _phase,
         "IP": lambda pod: ", ".join(entry["ip"] for entry in pod.get("status", {}).get("podIPs", [])),
         "NODE": lambda pod: str(pod["spec"].get("nodeName", "")),
+    },
+    "Service": {
+        "TYPE": lambda service: str(service["spec"].get("type", "")),
+        "CLUSTER-IP": lambda service: "\n".join(service["spec"].get("clusterIPs", [])),
+        "EXTERNAL-IP": lambda service: "\n".join(_external_ips(service)),
+        "PORTS": lambda service: ", ".join(map(_port, service["spec"].get("ports", []))),
+    },
+    "EndpointSlice": {
+        "FAMILY": lambda item: str(item.get("addressType", "")),
+        "PORTS": lambda item: ", ".join(_port(port) for port in item.get("ports") or []),
+        "ENDPOINTS": lambda item: "\n".join(map(_endpoint, item.get("endpoints") or [])),
     },
     "Event": {
         "TYPE": lambda event: str(event.get("type", "")),

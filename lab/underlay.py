@@ -1,6 +1,7 @@
 """The road under the cluster: a namespace with a bridge per segment, router and control plane at once.
 
-Owns the addresses of segments, nodes and the outside world. Only namespaces of the lab carry any of them.
+Owns the addresses of segments, nodes and the world outside, which is one host in a namespace of its own
+behind the router. Only namespaces of the lab carry any of them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import asyncio
 import os
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lab.errors import LabError
 from lab.namespaces import CLONE_NEWNET, apart, descriptor_path, new_network, setns
@@ -26,9 +27,21 @@ OUTSIDE_NETWORKS: dict[int, IpNetwork] = {
     4: IPv4Network("192.0.2.0/24"),
     6: IPv6Network("2001:db8:ffff::/64"),
 }
+LOAD_BALANCER_NETWORKS: dict[int, IpNetwork] = {
+    4: IPv4Network("198.51.100.0/24"),
+    6: IPv6Network("2001:db8:1b::/64"),
+}
+"""Where the addresses of load balancers come from."""
+EXTERNAL_NETWORKS: dict[int, IpNetwork] = {
+    4: IPv4Network("203.0.113.0/24"),
+    6: IPv6Network("2001:db8:e::/64"),
+}
+"""Where the tests take externalIPs from."""
+Routes = Literal["none", "known", "default"]
 API_PORT = 6443
 _FIRST_NODE = 10
 _ROUTER_LINK_LOCAL = "fe80::fe"
+_ROUTER_OUTSIDE: dict[int, IpAddress] = {family: network[254] for family, network in OUTSIDE_NETWORKS.items()}
 
 
 def families_of(name: str) -> tuple[int, ...]:
@@ -85,6 +98,8 @@ class Underlay:
     segments: tuple[Segment, ...]
     mtu: int = 1500
     net: int = field(default=-1)
+    outside: int = field(default=-1)
+    """The network namespace of the host outside."""
 
     @property
     def path(self) -> str:
@@ -92,10 +107,18 @@ class Underlay:
         return descriptor_path(self.net)
 
     async def build(self) -> None:
-        """Make namespace, bridges and the router's addresses."""
-        self.net = new_network()
-        lines = ["link set lo up"]
-        lines += [f"addr add {OUTSIDE[family]} dev lo {_nodad(family)}" for family in (4, 6)]
+        """Make router, bridges and the host outside."""
+        self.net, self.outside = new_network(), new_network()
+        outside = descriptor_path(self.outside)
+        lines = ["link set lo up", f"link add name outside type veth peer name eth0 netns {outside}"]
+        lines += [
+            "link set outside up addrgenmode none",
+            f"addr add {_ROUTER_LINK_LOCAL}/64 dev outside nodad",
+        ]
+        lines += [
+            f"addr add {router}/{OUTSIDE_NETWORKS[family].prefixlen} dev outside {_nodad(family)}"
+            for family, router in _ROUTER_OUTSIDE.items()
+        ]
         for segment in self.segments:
             # A bridge without a MAC address of its own changes it whenever a node comes or goes.
             lines.append(
@@ -110,17 +133,29 @@ class Underlay:
                     f"addr add {segment.router(family)}/{prefix} dev {segment.bridge} {_nodad(family)}"
                 )
         await ip_batch(self.path, lines)
+        lines = ["link set lo up", "link set eth0 up"]
+        for family, address in OUTSIDE.items():
+            prefix = OUTSIDE_NETWORKS[family].prefixlen
+            lines.append(f"addr add {address}/{prefix} dev eth0 {_nodad(family)}")
+            lines.append(f"route add default via {_ROUTER_OUTSIDE[family]}")
+        await ip_batch(outside, lines)
         self.forward()
 
     def forward(self) -> None:
         """Be a router between the segments."""
         set_sysctls(self.net, {"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1"})
 
-    async def connect(self, node: str, net: str, segment: Segment, index: int, *, routed: bool) -> None:
+    async def attract(self, networks: Iterable[IpNetwork], addresses: Iterable[IpAddress]) -> None:
+        """Let the router send what is for the networks to a node, by its address of each family."""
+        hops = {address.version: address for address in addresses}
+        lines = [f"route replace {net} via {hops[net.version]}" for net in networks if net.version in hops]
+        await ip_batch(self.path, lines)
+
+    async def connect(self, node: str, net: str, segment: Segment, index: int, routes: Routes) -> None:
         """Give the namespace at `net` an eth0 on the segment with the index-th node's addresses.
 
-        With `routed` the node also has routes to the other segments and to the outside world, never a
-        default route.
+        Besides, the node has no routes ("none"), some to the other segments and the known networks outside
+        ("known"), or a default route.
         """
         lines = [
             f"link add name {_port(node)} mtu {self.mtu} type veth peer name eth0 mtu {self.mtu} netns {net}",
@@ -131,10 +166,14 @@ class Underlay:
         for family in self.families:
             prefix = segment.network(family).prefixlen
             inside.append(f"addr add {segment.node(family, index)}/{prefix} dev eth0 {_nodad(family)}")
-            if routed:
-                via = segment.router(family)
+            via = segment.router(family)
+            if routes == "default":
+                inside.append(f"route add default via {via}")
+            elif routes == "known":
                 others = [other.network(family) for other in self.segments if other != segment]
-                inside += [f"route add {other} via {via}" for other in (*others, OUTSIDE_NETWORKS[family])]
+                worlds = (OUTSIDE_NETWORKS, LOAD_BALANCER_NETWORKS, EXTERNAL_NETWORKS)
+                others += [world[family] for world in worlds]
+                inside += [f"route add {other} via {via}" for other in others]
         await ip_batch(net, inside)
 
     async def disconnect(self, node: str) -> None:
@@ -147,10 +186,11 @@ class Underlay:
         return f"http://{address}:{API_PORT}" if address.version == 4 else f"http://[{address}]:{API_PORT}"
 
     def close(self) -> None:
-        """Let go of the namespace."""
-        if self.net >= 0:
-            os.close(self.net)
-            self.net = -1
+        """Let go of the namespaces."""
+        for descriptor in (self.net, self.outside):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.net = self.outside = -1
 
 
 def _port(node: str) -> str:

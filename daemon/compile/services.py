@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from hashlib import blake2s
 from typing import TYPE_CHECKING
 
 from daemon.compile import endpoints
@@ -88,7 +87,7 @@ def compile_service(service: Service, slices: Sequence[EndpointSlice], site: Sit
             found = endpoints.find(slices, port, version, site)
             if checked:
                 ready_here = max(ready_here, endpoints.local_ready(found, site))
-            internal, external = _balances(service, port, found, site, external_local=external_local)
+            internal, external = _balances(service, found, site, external_local=external_local)
             serving = endpoints.serving(found) if port.protocol == Protocol.UDP else None
             for frontend, kind in frontends(service, port, family, address):
                 if frontend in result.balances:
@@ -129,27 +128,17 @@ def externally_reachable(service: Service) -> bool:
     return service.type in _EXPOSED or bool(service.external_ips)
 
 
-def identity(service: Service, port: ServicePort) -> int:
-    """Return 32 bits that name a ServicePort, the same at all times and on all nodes."""
-    text = f"{service.namespace}/{service.name}/{port.name}/{port.protocol}"
-    return int.from_bytes(blake2s(text.encode(errors="surrogatepass"), digest_size=4).digest(), "big")
-
-
-def _balances(
-    service: Service, port: ServicePort, found: Found, site: Site, *, external_local: bool
-) -> tuple[Balance, Balance]:
+def _balances(service: Service, found: Found, site: Site, *, external_local: bool) -> tuple[Balance, Balance]:
     """Return what becomes of connections to the ClusterIP, and to all other frontends."""
     anywhere = endpoints.anywhere(found, site)
     here = endpoints.here(found, site) if service.internal_local or external_local else ()
     seconds = service.affinity_seconds
-    name = identity(service, port) if seconds else 0
     inside = here if service.internal_local else anywhere
     internal = Balance(
         backends=inside,
         snat=Snat.FOREIGN,
         absence=Absence.DROP if anywhere and not inside else Absence.REFUSE,
         affinity_seconds=seconds,
-        identity=name,
     )
     external = Balance(
         backends=anywhere,
@@ -157,7 +146,6 @@ def _balances(
         # Where nobody serves at all, everybody is told so.
         outside=here if external_local and anywhere else None,
         affinity_seconds=seconds,
-        identity=name,
     )
     return internal, external
 

@@ -261,6 +261,20 @@ class Socket:
             f"{action}: the table changed during each of {_DUMP_ATTEMPTS} readings"
         )
 
+    def stream(self, message: Message, action: str) -> Iterator[bytes]:
+        """Yield the payload of every message that the kernel lists, while it lists them.
+
+        For tables that nobody wants in memory as a whole. A disturbed dump is not repeated: what came or went
+        during it may be in it or not. Until the iterator is exhausted the socket serves nothing else; who
+        abandons it may use the socket again.
+
+        Raises:
+            NetlinkOverrunError: parts were lost.
+            NetlinkError: the kernel refused it.
+        """
+        for payloads, _ in self._parts(message, action):
+            yield from payloads
+
     def receive(self, *, wait: bool = False) -> list[Notification]:
         """Return the notifications of one datagram; without `wait` an empty list when there is none.
 
@@ -295,26 +309,35 @@ class Socket:
 
     def _dump(self, message: Message, action: str) -> list[bytes] | None:
         """Run one dump; None when it was interrupted."""
+        listed: list[bytes] = []
+        interrupted = False
+        for payloads, disturbed in self._parts(message, action):
+            listed += payloads
+            interrupted |= disturbed
+        return None if interrupted else listed
+
+    def _parts(self, message: Message, action: str) -> Iterator[tuple[list[bytes], bool]]:
+        """Run one dump; yield the payloads of each datagram, and whether the table changed meanwhile."""
         self._discard()
         first = self._send((message._replace(flags=message.flags | NLM_F_DUMP),), action, 1)
-        payloads: list[bytes] = []
-        interrupted = False
         while True:
             datagram = self._receive(0)
             if datagram is None:
                 raise NetlinkTimeoutError(f"{action}: the kernel sent nothing for {ANSWER_SECONDS:.0f} s")
+            payloads: list[bytes] = []
+            disturbed = False
             for kind, flags, sequence, _, payload in _messages(datagram):
                 if sequence != first:
                     continue
-                interrupted |= bool(flags & NLM_F_DUMP_INTR)
+                disturbed |= bool(flags & NLM_F_DUMP_INTR)
                 if kind in (_NLMSG_DONE, _NLMSG_ERROR):
                     code = -_INT.unpack_from(payload)[0] if len(payload) >= _INT.size else 0
-                    if code == errno.EINTR or (interrupted and code == 0):
-                        return None
-                    if code:
+                    if code not in (0, errno.EINTR):
                         raise NetlinkError(code, action, detail=_detail(payload, done=kind == _NLMSG_DONE))
-                    return payloads
+                    yield payloads, disturbed or code == errno.EINTR
+                    return
                 payloads.append(payload)
+            yield payloads, disturbed
 
     def _discard(self) -> None:
         """Drop what an aborted exchange left in the queue: it could hide a dump's end behind ENOBUFS."""

@@ -12,18 +12,24 @@ import itertools
 import uuid
 from collections import deque
 from datetime import UTC, datetime
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
 from lab.api.resources import Catalogue
+from lab.api.services import ServiceRegistry
 from lab.errors import ApiError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from lab.api.allocation import IpNetwork
     from lab.api.resources import Object, Resource
     from lab.api.selectors import Matcher
 
 _HISTORY = 8192
+_GRACE_SECONDS = 30
+_WITH_STATUS = frozenset({"Node", "Pod", "Service"})
+"""Kinds whose status only the subresource writes."""
 
 
 class Change(NamedTuple):
@@ -56,6 +62,12 @@ class Storage:
         self._forgotten = 0
         """Changes up to this revision can no longer be told."""
         self._changed = asyncio.Event()
+        self._admission = {"Service": ServiceRegistry(self._service_networks)}
+
+    def _service_networks(self) -> list[IpNetwork]:
+        """What the ServiceCIDR objects hold; the oldest object, which comes first, has the primary family."""
+        cidrs = self._objects.get(self.catalogue.named("servicecidrs"), {}).values()
+        return [ip_network(cidr) for item in cidrs for cidr in item["spec"]["cidrs"]]
 
     # reading
 
@@ -65,6 +77,11 @@ class Storage:
             return self._objects[resource][namespace, name]
         except KeyError:
             raise ApiError.not_found(resource.plural, name) from None
+
+    def history(self, resource: Resource, revision: int) -> list[Change]:
+        """The changes of a kind after `revision`, the oldest first, as far as they are remembered."""
+        recent = itertools.takewhile(lambda change: change.revision > revision, reversed(self._history))
+        return [change for change in recent if change.resource == resource][::-1]
 
     def list(self, resource: Resource, namespace: str = "", matches: Matcher = everything) -> list[Object]:
         """The selected objects in order of namespace and name; an empty namespace means all."""
@@ -80,11 +97,10 @@ class Storage:
         self, resource: Resource, revision: int, namespace: str = "", matches: Matcher = everything
     ) -> tuple[tuple[tuple[str, Object], ...], int]:
         """What happened after `revision` as (type, object) for such a watcher, and the revision now."""
-        recent = itertools.takewhile(lambda change: change.revision > revision, reversed(self._history))
         told = tuple(
             seen
-            for change in reversed(tuple(recent))
-            if change.resource == resource and (seen := _as_seen(change, namespace, matches)) is not None
+            for change in self.history(resource, revision)
+            if (seen := _as_seen(change, namespace, matches)) is not None
         )
         return told, self.revision
 
@@ -124,6 +140,7 @@ class Storage:
         metadata["creationTimestamp"] = now()
         if resource.kind == "CustomResourceDefinition":
             self.catalogue.define(item)
+        self._admit(resource, None, item)
         return self._commit(resource, (namespace, name), None, item)
 
     def update(
@@ -149,11 +166,12 @@ class Storage:
             raise ApiError.conflict(resource.plural, name, "the UID in the precondition does not match")
         if subresource == "status":
             after = {**before, "metadata": dict(before["metadata"]), "status": after.get("status", {})}
-        elif resource.kind in ("Node", "Pod") and "status" in before:
+        elif resource.kind in _WITH_STATUS and "status" in before:
             after["status"] = before["status"]
         for field in ("name", "namespace", "uid", "creationTimestamp", "resourceVersion"):
             if field in before["metadata"]:
                 after["metadata"][field] = before["metadata"][field]
+        self._admit(resource, before, after)
         if after == before:
             return before
         return self._commit(resource, (namespace, name), before, after)
@@ -164,12 +182,20 @@ class Storage:
         if resource.kind == "Pod" and grace != 0 and before.get("spec", {}).get("nodeName"):
             if "deletionTimestamp" in before["metadata"]:
                 return before
-            marks = {"deletionTimestamp": now(), "deletionGracePeriodSeconds": 30 if grace is None else grace}
+            if grace is None:
+                grace = before["spec"].get("terminationGracePeriodSeconds", _GRACE_SECONDS)
+            marks = {"deletionTimestamp": now(), "deletionGracePeriodSeconds": grace}
             return self._commit(
                 resource, (namespace, name), before, {**before, "metadata": {**before["metadata"], **marks}}
             )
+        self._admit(resource, before, None)
         self._commit(resource, (namespace, name), before, None)
         return before
+
+    def _admit(self, resource: Resource, before: Object | None, after: Object | None) -> None:
+        """Let the kind's rules complete or refuse what is about to be stored."""
+        if (registry := self._admission.get(resource.kind)) is not None:
+            registry.admit(before, after)
 
     def forget(self) -> None:
         """Lose the history, as after an etcd compaction: every older resourceVersion is too old now."""

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from daemon.cluster.model import Node, Prefix
 from daemon.cluster.store import Store
 from daemon.findings import Findings
+from daemon.metrics import Metrics
 from daemon.reconcile import Reconciler
+from daemon.serviceprogress import Progress
 from daemon.services import Services
 from datapath import text
 from datapath.attachment import Attachment, AttachRequest
@@ -86,6 +88,7 @@ class Member:
             node_name=self.name,
             local=lambda: self.reconciler.local,
             findings=self.findings,
+            progress=Progress(Metrics()),
         )
         self._stack = contextlib.AsyncExitStack()
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.root
             {"family": "ipv4", "underlay_family": "ipv6", "nodes": 2}, id="IPv4 pods over IPv6 nodes"
         ),
         pytest.param(
-            {"mtu": 9000, "nodes": 2, "rp_filter": 0, "routed": False}, id="jumbo frames, bare nodes"
+            {"mtu": 9000, "nodes": 2, "rp_filter": 0, "routes": "none"}, id="jumbo frames, bare nodes"
         ),
     ],
 )

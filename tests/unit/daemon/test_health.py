@@ -15,6 +15,7 @@ from daemon import health as module
 from daemon.findings import Findings
 from daemon.health import Health, metrics_routes, serve
 from daemon.metrics import Metrics
+from daemon.serviceprogress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -66,6 +67,41 @@ async def test_liveness_is_the_heartbeat_and_nothing_else(
         assert await get(address, "/livez") == await get(address, "/healthz") == (200, "ok\n")
         monkeypatch.setattr(module, "_DEAD_SECONDS", 0.0)
         assert (await get(address, "/livez"))[0] == 503
+
+
+async def test_services_that_wait_for_long_are_no_life_and_a_node_that_leaves_is_not_healthy(
+    address: str,
+) -> None:
+    now = 0.0
+    leaving = ""
+    services = Progress(Metrics(), clock=lambda: now)
+    health = Health(Metrics(), (), services=services, leaving=lambda: leaving)
+
+    def proxying() -> bool:
+        return health.proxying
+
+    async with serving(address, health.routes(), Findings()):
+        assert await get(address, "/livez") == (200, "ok\n")
+        assert await get(address, "/healthz") == (503, "the Services are not in the kernel yet\n")
+        assert not proxying()
+        with services.round():
+            pass
+        assert await get(address, "/healthz") == (200, "ok\n")
+        leaving = "the Node is being deleted"
+        assert await get(address, "/healthz") == (503, "the Node is being deleted\n")
+        assert (await get(address, "/livez"))[0] == 200
+        assert proxying()
+        services.service_changed()
+        now = 59.0
+        assert (await get(address, "/livez"))[0] == 200
+        now = 61.0
+        leaving = ""
+        late = (503, "a change of a Service has waited for 61 s\n")
+        assert await get(address, "/livez") == await get(address, "/healthz") == late
+        assert not proxying()
+        with services.round():
+            pass
+        assert await get(address, "/livez") == await get(address, "/healthz") == (200, "ok\n")
 
 
 async def test_the_heartbeat_measures_how_late_the_loop_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ def test_names_follow_the_conventions() -> None:
     for family in metrics.registry.collect():
         if family.name.startswith(("process_", "python_")):
             continue
-        assert re.fullmatch(r"weft_[a-z0-9_]+", family.name), family.name
+        assert re.fullmatch(r"(weft|kubeproxy)_[a-z0-9_]+", family.name), family.name
         assert family.documentation.endswith("."), family.name
         if family.type == "histogram":
             assert family.name.endswith("_seconds")

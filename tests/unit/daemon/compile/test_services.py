@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from daemon.compile.endpoints import Site
-from daemon.compile.services import HealthCheck, Kind, compile_service, identity
+from daemon.compile.services import HealthCheck, Kind, compile_service
 from datapath import text
 from datapath.nft.frontends import Absence, Balance, Snat
-from tests.unit.daemon.compile.shop import SITE, backends, frontend, port, service, slice_
+from tests.unit.daemon.compile.shop import SITE, backends, frontend, service, slice_
 
 if TYPE_CHECKING:
     from daemon.compile.services import Compiled
@@ -223,22 +223,11 @@ def test_an_address_that_is_external_and_the_load_balancers_is_restricted() -> N
     assert sources(BALANCED, external="203.0.113.9", ranges="192.0.2.0/24") == ["192.0.2.0-192.0.2.255"]
 
 
-def test_affinity_is_of_the_port_whatever_the_frontend() -> None:
+def test_affinity_is_that_of_all_frontends() -> None:
     result = compiled(*BOTH, **EXPOSED, affinity_seconds=30)
+    assert len(result.balances) == 4
     assert {found.affinity_seconds for found in result.balances.values()} == {30}
-    (name,) = {found.identity for found in result.balances.values()}
-    assert name == identity(service(), port("http:tcp:80"))
-    assert 0 < name < 1 << 32
-
-
-def test_without_affinity_nothing_is_named() -> None:
-    assert {found.identity for found in compiled(*BOTH, **EXPOSED).balances.values()} == {0}
-
-
-def test_ports_of_one_service_have_affinities_of_their_own() -> None:
-    ports = [port("a:tcp:80"), port("b:tcp:80"), port("a:udp:80")]
-    names = {identity(service(name=name), each) for name in ("web", "api") for each in ports}
-    assert len(names) == 6
+    assert {found.affinity_seconds for found in compiled(*BOTH, **EXPOSED).balances.values()} == {0}
 
 
 def test_udp_frontends_tell_who_may_answer() -> None:

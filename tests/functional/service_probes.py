@@ -1,0 +1,267 @@
+"""Carries out the table of scenarios (tests/scenarios) in a lab: its pods, its changes, its probes.
+
+A change has arrived when all probes of its step come out right in one pass; until the time for that is over,
+they are asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections import defaultdict
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from lab.api.patches import strategic
+from lab.echo import ask
+from lab.errors import ApiError
+from lab.underlay import OUTSIDE
+from tests.functional.lab_cluster import NAMESPACE
+from tests.scenarios.model import Outcome, Source, Spread
+from tests.scenarios.topology import OLD, PLACES, UNREADY, client, pods
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lab.api.resources import Object
+    from lab.underlay import IpAddress
+    from tests.functional.lab_cluster import LabCluster
+    from tests.scenarios.model import Answer, Client, Probe, Scenario, Step, Target
+
+PARALLEL = 32
+CHANGE_SECONDS = 5.0
+"""A change has to reach all kernels within this time."""
+_PATIENCE = {Outcome.ANSWERED: 3.0, Outcome.REFUSED: 3.0, Outcome.DROPPED: 0.4}
+_ASKS = 40
+"""Of two backends one is missed by so many questions once in 10^12 times."""
+_SLOW_ASKS = 16
+_STICKY_ASKS = 8
+
+
+class ServiceCluster:
+    """The cluster of tests/scenarios/topology.py on a lab; use within the lab's context."""
+
+    def __init__(self, lab: LabCluster) -> None:
+        self.lab = lab
+        self._nets: dict[str, int] = {}
+        self._addresses: dict[str, dict[int, str]] = {}
+        self._tunnels: dict[tuple[int, int], str] = {}
+        self._attracted = 0
+        self._last: dict[tuple[Client, str, int], str] = {}
+        """By client, protocol and family, who answered it last in this scenario."""
+
+    def prepare(self) -> None:
+        """Start the pods; make the old ones terminating, and the unready one unready."""
+        lab, storage = self.lab, self.lab.cluster.storage
+        lab.call(lambda: [lab.cluster.apply(pod) for pod in pods()])
+        lab.run(lab.cluster.wait_ready(60))
+        resource = storage.catalogue.named("pods")
+        unready = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
+
+        def change() -> None:
+            for name in OLD:
+                storage.delete(resource, NAMESPACE, name)
+            storage.update(
+                resource, NAMESPACE, UNREADY, lambda pod: strategic(pod, unready), subresource="status"
+            )
+
+        lab.call(change)
+        for name in PLACES:
+            sandbox = lab.sandbox(name)
+            self._nets[name] = sandbox.descriptor
+            self._addresses[name] = {ip_address(text).version: text for text in sandbox.addresses}
+        self._addresses["outside"] = {family: str(address) for family, address in OUTSIDE.items()}
+        self._nets["outside"] = lab.cluster.underlay.outside
+        for number in range(1, lab.options.nodes + 1):
+            node = lab.node(f"node-{number}")
+            self._nets[node.name] = node.namespaces.net
+            self._addresses[node.name] = {address.version: str(address) for address in node.addresses}
+            for cidr in lab.call(lab.cluster.node_objects)[node.name]["spec"]["podCIDRs"]:
+                network = cidr.partition("/")[0]
+                self._tunnels[number, ip_address(network).version] = network
+
+    def end_pods(self) -> None:
+        """Delete the pods without grace."""
+        storage = self.lab.cluster.storage
+        resource = storage.catalogue.named("pods")
+        self.lab.call(lambda: [storage.delete(resource, NAMESPACE, name, grace=0) for name in PLACES])
+
+    # objects
+
+    def change(self, step: Step) -> None:
+        """Make the step's changes through the API's storage."""
+        time.sleep(step.wait)
+        storage = self.lab.cluster.storage
+
+        def make() -> None:
+            for item in step.apply:
+                self._put(item)
+            for kind, name in step.delete:
+                storage.delete(storage.catalogue.named(kind), NAMESPACE, name)
+
+        self.lab.call(make)
+
+    def _put(self, item: Object) -> None:
+        storage = self.lab.cluster.storage
+        resource = storage.catalogue.of(item)
+        name = item["metadata"]["name"]
+        try:
+            storage.get(resource, NAMESPACE, name)
+        except ApiError:
+            storage.create(resource, NAMESPACE, item)
+        else:
+            storage.update(resource, NAMESPACE, name, lambda _: item)
+
+    def clean(self, scenario: Scenario) -> None:
+        """Delete what the scenario made and may have left."""
+        storage = self.lab.cluster.storage
+        made = {(item["kind"], item["metadata"]["name"]) for step in scenario.steps for item in step.apply}
+
+        def delete() -> None:
+            for kind, name in made:
+                resource = storage.catalogue.named(kind)
+                if any(item["metadata"]["name"] == name for item in storage.list(resource, NAMESPACE)):
+                    storage.delete(resource, NAMESPACE, name)
+
+        self.lab.call(delete)
+        self._last.clear()
+
+    # probes
+
+    def faults(self, probes: Iterable[Probe], limit: float = CHANGE_SECONDS) -> dict[Probe, str]:
+        """What does not come out as it must within the time limit, in words."""
+        waiting = list(probes)
+        deadline = time.monotonic() + limit
+        while True:
+            found = self._pass(waiting)
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.05)
+
+    def _pass(self, probes: list[Probe]) -> dict[Probe, str]:
+        """Ask all once; those from outside one entrance after the other, as the router knows only one."""
+        entrances: dict[int, list[Probe]] = defaultdict(list)
+        for probe in probes:
+            entrances[probe.client.node if probe.client.kind == "outside" else 0].append(probe)
+        found: dict[Probe, str] = {}
+        for node, group in sorted(entrances.items()):
+            if node and node != self._attracted:
+                self.lab.run(self.lab.cluster.attract(f"node-{node}"))
+                self._attracted = node
+            found |= self.lab.run(self._ask_all(group), limit=600)
+        return found
+
+    async def _ask_all(self, probes: list[Probe]) -> dict[Probe, str]:
+        room = asyncio.Semaphore(PARALLEL)
+        found: dict[Probe, str] = {}
+
+        async def one(probe: Probe) -> None:
+            async with room:
+                if fault := await self._ask(probe):
+                    found[probe] = fault
+
+        async with asyncio.TaskGroup() as group:
+            for probe in probes:
+                group.create_task(one(probe))
+        return found
+
+    async def _ask(self, probe: Probe) -> str:
+        """The fault of one probe, in words; empty when all is as it must be."""
+        place = self._locate(probe.target, probe.client, probe.family)
+        if isinstance(place, str):
+            return place
+        address, port = place
+        expected = {self._seen(answer, probe): answer.server for answer in probe.fate.answers}
+        repeated = (probe.client, probe.protocol, probe.family)
+        wanted = {self._last.get(repeated, "")} if probe.spread is Spread.KEPT else set(expected.values())
+        seen: set[str] = set()
+        for _ in range(self._asks(probe)):
+            await asyncio.sleep(probe.pause)
+            patience = _PATIENCE[probe.fate.outcome]
+            net = self._nets[self._client_name(probe.client)]
+            answer = await ask(net, address, probe.protocol, port=port, patience=patience)
+            if answer.fault or probe.fate.outcome is not Outcome.ANSWERED:
+                return _compare_refusal(probe, answer.fault, answer.name)
+            if (answer.name, answer.source) not in expected:
+                right = " or ".join(f"{name} seeing {source}" for name, source in sorted(expected))
+                return f"answered by {answer.name} seeing {answer.source}, must be {right}"
+            if answer.name not in wanted:
+                return f"answered by {answer.name}, must stay with {' or '.join(wanted)}"
+            seen.add(answer.name)
+            self._last[repeated] = answer.name
+            if probe.spread is not Spread.ALL:
+                wanted = {answer.name}
+            elif seen == wanted:
+                return ""
+        return "" if seen == wanted else f"only {', '.join(seen)} answered, must be {', '.join(wanted)}"
+
+    def _asks(self, probe: Probe) -> int:
+        if probe.spread is not Spread.ALL:
+            return _STICKY_ASKS
+        return _SLOW_ASKS if probe.pause else _ASKS
+
+    def _client_name(self, asker: Client) -> str:
+        match asker.kind:
+            case "pod":
+                return client(asker.node)
+            case "node":
+                return f"node-{asker.node}"
+            case kind:
+                return kind
+
+    def _seen(self, answer: Answer, probe: Probe) -> tuple[str, str]:
+        """The server's name and the source address that it must see."""
+        family = probe.family
+        balancing = probe.target.node or probe.client.node
+        match answer.source:
+            case Source.CLIENT:
+                source = self._addresses[self._client_name(probe.client)][family]
+            case Source.CLIENT_NODE:
+                source = self._addresses[f"node-{probe.client.node}"][family]
+            case Source.NODE:
+                source = self._addresses[f"node-{balancing}"][family]
+            case Source.TUNNEL:
+                source = self._tunnels[balancing, family]
+        return answer.server, source
+
+    def _locate(self, target: Target, asker: Client, family: int) -> tuple[IpAddress, int] | str:
+        """The address and port of a frontend; a fault in words where the Service has none such."""
+        if target.kind == "address":
+            return ip_address(target.addresses[family == 6]), target.port
+        storage = self.lab.cluster.storage
+        item = storage.get(storage.catalogue.named("services"), NAMESPACE, target.service)
+        spec, port = item["spec"], target.port
+        match target.kind:
+            case "cluster":
+                texts = spec.get("clusterIPs", [])
+            case "external":
+                texts = spec.get("externalIPs", [])
+            case "balancer":
+                ingress = item.get("status", {}).get("loadBalancer", {}).get("ingress", [])
+                texts = [entry["ip"] for entry in ingress]
+            case _:
+                texts = list(self._addresses[f"node-{target.node or asker.node}"].values())
+                port = next((one["nodePort"] for one in spec["ports"] if one["port"] == port), port)
+        found = next((text for text in texts if ip_address(text).version == family), None)
+        if found is None:
+            return f"the Service has no {target.kind} address of IPv{family}"
+        return ip_address(found), port
+
+
+def _compare_refusal(probe: Probe, fault: str, name: str) -> str:
+    outcomes = {"ECONNREFUSED": Outcome.REFUSED, "no answer": Outcome.DROPPED, "": Outcome.ANSWERED}
+    outcome = outcomes.get(fault)
+    if outcome is probe.fate.outcome:
+        return ""
+    what = f"answered by {name}" if outcome is Outcome.ANSWERED else outcome.value if outcome else fault
+    return f"{what}, must be {probe.fate.outcome.value}"
+
+
+def without(scenario: Scenario, *protocols: str) -> Scenario:
+    """The scenario without the probes of some protocols."""
+    steps = tuple(
+        dataclasses.replace(step, probes=tuple(one for one in step.probes if one.protocol not in protocols))
+        for step in scenario.steps
+    )
+    return dataclasses.replace(scenario, steps=steps)
