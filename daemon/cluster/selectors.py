@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
-    from collections.abc import ItemsView, Iterator, Mapping
+    from collections.abc import Hashable, ItemsView, Iterator, Mapping
 
 Item = TypeVar("Item")
 Member = TypeVar("Member")
@@ -185,7 +185,7 @@ class Group(Generic[Member]):
 
     namespace: str
     labels: LabelSet
-    members: dict[str, Member] = field(default_factory=dict)
+    members: dict[Hashable, Member] = field(default_factory=dict)
 
 
 class Groups(Generic[Member]):
@@ -201,7 +201,7 @@ class Groups(Generic[Member]):
         """Return a group, if it has members."""
         return self._groups.get(namespace, {}).get(labels)
 
-    def add(self, namespace: str, labels: LabelSet, key: str, member: Member) -> Group[Member]:
+    def add(self, namespace: str, labels: LabelSet, key: Hashable, member: Member) -> Group[Member]:
         """Put a member into its group, replacing one of the same key there."""
         groups = self._groups.setdefault(namespace, {})
         group = groups.get(labels)
@@ -210,7 +210,7 @@ class Groups(Generic[Member]):
         group.members[key] = member
         return group
 
-    def remove(self, namespace: str, labels: LabelSet, key: str) -> None:
+    def remove(self, namespace: str, labels: LabelSet, key: Hashable) -> None:
         """Take a member out of its group. Raises KeyError where it is in none."""
         groups = self._groups[namespace]
         group = groups[labels]
