@@ -22,6 +22,7 @@ BENCHES = {
     "pods": "one pod's wiring, alone and fifty at once, against the kernel's floor and `ip -batch`",
     "inside": "one ADD and DEL inside the daemon, and fifty at once, against the kernel's floor",
     "nodes": "thousands of remote nodes joining, one changing, an unchanged resync",
+    "policies": "NetworkPolicies of a large cluster in the model: memory and computing, no kernel",
     "cni": "ADD and DEL as a runtime sees them, against reference plugins",
     "memory": "the daemon's memory at rest and at scale",
     "startup": "from the daemon's start until it is ready",

@@ -71,20 +71,41 @@ def pod_steps(draw: st.DrawFn) -> Step:
     return Step(kind, value.key, draw(st.sampled_from([value, value, value, None])))
 
 
+def attachment(number: int, who: int, uid: str) -> Step:
+    """The attachment of a number, of the pod of another."""
+    link = f"weft{number}"
+    addresses = (packed(f"10.244.1.{number + 100}"), packed(f"fd00:0:0:1::{number + 100}"))
+    namespace = clusters.SPACES[who % len(clusters.SPACES)]
+    return Step("attached", link, Attached(link, namespace, f"p{who}", uid, addresses))
+
+
 @st.composite
 def attachment_steps(draw: st.DrawFn) -> Step:
     """Attachments of known pods, of their predecessors (another UID), and of nobody."""
-    number = draw(st.sampled_from(range(3)))
-    link = f"weft{number}"
+    number, who = draw(numbers), draw(numbers)
+    step = attachment(number, who, draw(st.sampled_from([f"u{who}", f"u{who}", "", "former"])))
     if draw(st.integers(0, 4)) == 0:
-        return Step("attached", link)
-    who = draw(numbers)
-    namespace, name = clusters.SPACES[who % len(clusters.SPACES)], f"p{who}"
+        return Step("attached", step.name)
     if draw(st.integers(0, 9)) == 0:
-        namespace = name = ""
-    uid = draw(st.sampled_from([f"u{who}", f"u{who}", "", "former"]))
-    addresses = (packed(f"10.244.1.{number + 100}"), packed(f"fd00:0:0:1::{number + 100}"))
-    return Step("attached", link, Attached(link, namespace, name, uid, addresses))
+        return Step("attached", step.name, step.value._replace(namespace="", name=""))
+    return step
+
+
+@st.composite
+def beginnings(draw: st.DrawFn) -> list[Step]:
+    """A whole cluster, with everything attached that runs here: what happens then meets something."""
+    found = [Step("node", raw["metadata"]["name"], decode.node(raw)) for raw in clusters.nodes()]
+    found += [
+        Step("namespace", raw["metadata"]["name"], namespace(raw)) for raw in draw(clusters.namespaces())
+    ]
+    for number in POD_NUMBERS:
+        value = pod(draw(clusters.pods(number)))
+        found.append(Step("pod" if value.node == HERE else "remote_pod", value.key, value))
+        found.append(attachment(number, number, value.uid))
+    for number in range(3):
+        policy = network_policy(draw(clusters.policies(st.just(f"policy{number}"))))
+        found.append(Step("policy", policy.key, policy))
+    return found
 
 
 steps = st.lists(
@@ -92,7 +113,7 @@ steps = st.lists(
         node_steps(), namespace_steps(), policy_steps(), policy_steps(), pod_steps(), attachment_steps()
     ),
     min_size=1,
-    max_size=25,
+    max_size=12,
 )
 
 
@@ -164,7 +185,7 @@ def check(history: list[Step], shuffled: list[Step]) -> None:
         objects[step.kind, step.name] = step
         take(model, step)
         if number % 3:
-            model.compile()
+            model.compile(1 + number % 2)
             mirror.follow(model, model.changes())
     model.compile()
     mirror.follow(model, model.changes())
@@ -181,7 +202,9 @@ def check(history: list[Step], shuffled: list[Step]) -> None:
         }
 
 
-histories = steps.flatmap(lambda found: st.tuples(st.just(found), st.permutations(found)))
+histories = st.tuples(beginnings(), steps).flatmap(
+    lambda parts: st.tuples(st.just(parts[0] + parts[1]), st.permutations(parts[0] + parts[1]))
+)
 
 
 def many(examples: int) -> settings:
