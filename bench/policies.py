@@ -16,6 +16,7 @@ from bench.figures import Figure, table
 from daemon.cluster.decode_pods import namespace, pod
 from daemon.cluster.decode_policies import network_policy
 from daemon.compile.policy import Attached, Policies
+from daemon.compile.policy_verdict import Flow, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,7 +70,10 @@ def _memory() -> Table:
 
 
 def _times(title: str, peer: Callable[[int], Any]) -> Table:
-    pods = {value.key: value for value in (pod(_pod(number)) for number in range(PODS))}
+    raw = [_pod(number) for number in range(PODS)]
+    began = time.process_time()
+    pods = {value.key: value for value in map(pod, raw)}
+    decoding = time.process_time() - began
     began = time.process_time()
     model = _model(pods)
     index = time.process_time() - began
@@ -83,12 +87,14 @@ def _times(title: str, peer: Callable[[int], Any]) -> Table:
     return table(
         f"{POLICIES} policies in force, {PODS} pods, {title}: CPU time",
         [
+            Figure("decode all pods, their JSON parsed", decoding * 1e3, "ms"),
             Figure("index all pods", index * 1e3, "ms"),
             Figure("first compile of all policies", first * 1e3, "ms", at_most=3000),
             Figure("labels of a remote pod change", _labels(model, remote) * 1e3, "ms", at_most=5),
             Figure("labels of a pod of this node change", _labels(model, near) * 1e3, "ms", at_most=5),
             Figure("labels of a namespace change", _namespace(model) * 1e3, "ms"),
             Figure("a policy changes", _policy_change(model, peer) * 1e3, "ms"),
+            Figure("a verdict", _verdict(model) * 1e6, "us"),
         ],
     )
 
@@ -152,6 +158,16 @@ def _policy_change(model: Policies, peer: Callable[[int], Any]) -> float:
         model.put_policy(each.key, each)
         model.compile()
         model.changes()
+    return (time.process_time() - began) / CHANGES
+
+
+def _verdict(model: Policies) -> float:
+    """Return the mean CPU time of a verdict about a flow between pods of which one is of this node."""
+    own = [each.addresses[0] for each in model.subjects.values()]
+    flows = [Flow(bytes((10, 0, turn, 1)), own[turn % len(own)], 6, 8080) for turn in range(CHANGES)]
+    began = time.process_time()
+    for flow in flows:
+        verdict(model, flow)
     return (time.process_time() - began) / CHANGES
 
 

@@ -96,6 +96,8 @@ class Policies:
         self.subjects: dict[str, Subject] = {}
         self.rules: dict[PolicyPart, Rules] = {}
         self.own_addresses: frozenset[bytes] = frozenset()
+        self._of_node: frozenset[bytes] = frozenset()
+        self._of_host: frozenset[bytes] = frozenset()
         self._by_address: dict[bytes, Subject] = {}
         self._peers = PeerSets()
         self._ports = PortSets(node)
@@ -174,11 +176,17 @@ class Policies:
         """Take a node; None where there is no such node."""
         self._tunnels.put_node(name, node)
         if name == self.node:
-            self.own_addresses = frozenset(
+            self._of_node = frozenset(
                 (*node.internal_ips, *node.underlay, *[cidr.address for cidr in node.pod_cidrs])
                 if node is not None
                 else ()
             )
+            self.own_addresses = self._of_node | self._of_host
+
+    def put_host_addresses(self, addresses: Iterable[bytes]) -> None:
+        """Take all addresses of this machine, which may speak from ones that its Node does not tell."""
+        self._of_host = frozenset(addresses)
+        self.own_addresses = self._of_node | self._of_host
 
     def put_namespace(self, name: str, namespace: Namespace | None) -> None:
         """Take a namespace; None where there is no such namespace."""

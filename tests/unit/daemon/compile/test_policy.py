@@ -277,8 +277,26 @@ def test_a_policy_that_is_not_compiled_yet_allows_nothing(town: Town, model: Pol
 def test_the_nodes_own_addresses(town: Town, model: Policies) -> None:
     texts = ("192.168.7.1", "fd07::1", "10.244.1.0", "fd00:0:0:1::")
     assert model.own_addresses == set(map(parse_address, texts))
+    bridge = parse_address("172.17.0.1")
+    model.put_host_addresses([bridge])
+    assert model.own_addresses == {*map(parse_address, texts), bridge}
+    town.policy("shop/p", "")
+    assert town.reaches("172.17.0.1", "shop/db")
+    assert not town.reaches("172.17.0.1", "shop/far")
     model.put_node("here", None)
-    assert model.own_addresses == frozenset()
+    assert model.own_addresses == {bridge}
+
+
+def test_an_update_that_arrives_while_another_is_applied_is_told_next(town: Town, model: Policies) -> None:
+    town.policy("shop/p", "app=db", ingress=[{"from": [pods("app=web")]}])
+    (name,) = model.peers
+    first = model.changes()
+    town.pod("shop/far", "10.244.2.12", "app=other", node="there")
+    town.pod("shop/late", "10.244.2.13", "app=web", node="there")
+    assert first.peers[name].isdisjoint({parse_address("10.244.2.13")})
+    assert model.changes().peers == {
+        name: {*map(parse_address, ("10.244.2.12", "fd00:0:0:2::12", "10.244.2.13"))}
+    }
 
 
 def test_groups_are_what_pods_differ_by(model: Policies) -> None:
