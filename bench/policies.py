@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from bench.figures import Figure, table
 from daemon.cluster.decode_pods import namespace, pod
 from daemon.cluster.decode_policies import network_policy
-from daemon.compile.policy import Attached, Policies
+from daemon.compile.policy import Policies
+from daemon.compile.policy_subjects import Attached
 from daemon.compile.policy_verdict import Flow, verdict
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _times(title: str, peer: Callable[[int], Any]) -> Table:
     return table(
         f"{POLICIES} policies in force, {PODS} pods, {title}: CPU time",
         [
-            Figure("decode all pods, their JSON parsed", decoding * 1e3, "ms"),
+            Figure("decode all pods, given parsed JSON", decoding * 1e3, "ms"),
             Figure("index all pods", index * 1e3, "ms"),
             Figure("first compile of all policies", first * 1e3, "ms", at_most=3000),
             Figure("labels of a remote pod change", _labels(model, remote) * 1e3, "ms", at_most=5),

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from daemon.cluster import decode
 from daemon.cluster.decode_pods import namespace, pod
 from daemon.cluster.decode_policies import network_policy
-from daemon.compile.policy import Attached, Policies
+from daemon.compile.policy import Policies
+from daemon.compile.policy_subjects import Attached
 from tests.property.policy import clusters
 from tests.unit.daemon.compile.town import packed
 

@@ -9,7 +9,7 @@ import pytest
 
 from daemon.cluster.decode_pods import pod as decode_pod
 from daemon.cluster.decode_policies import network_policy
-from daemon.compile.policy import Attached
+from daemon.compile.policy_subjects import Attached
 from daemon.compile.policy_verdict import Flow, Reason, verdict
 from datapath.policy import Direction, Members, Rules, Subject
 from datapath.text import parse_address

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from daemon.cluster import decode
 from daemon.cluster.decode_pods import namespace, pod
 from daemon.cluster.decode_policies import network_policy
-from daemon.compile.policy import Attached, Policies
+from daemon.compile.policy import Policies
+from daemon.compile.policy_subjects import Attached
 from daemon.compile.policy_verdict import Flow, verdict
 
 if TYPE_CHECKING:
