@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from daemon.cluster.selectors import Selector
 
 _INGRESS, _EGRESS = "Ingress", "Egress"
+_BOTH = frozenset({_INGRESS, _EGRESS})
+_FIELDS = {_INGRESS: ("ingress", "from"), _EGRESS: ("egress", "to")}
 _VALUED = (Operator.IN, Operator.NOT_IN)
 
 Part = TypeVar("Part")
@@ -49,13 +51,13 @@ def network_policy(raw: Mapping[str, object]) -> NetworkPolicy:
     except DecodeError as error:
         raise DecodeError(f"spec.podSelector: {error}") from error
     faults: list[str] = []
-    types = _types(spec, faults)
+    isolated, ruled = _types(spec, faults)
     return NetworkPolicy(
         namespace=namespace,
         name=own,
         pods=pods,
-        ingress=_rules(spec, "ingress", "from", faults) if _INGRESS in types else None,
-        egress=_rules(spec, "egress", "to", faults) if _EGRESS in types else None,
+        ingress=_allowed(spec, _INGRESS, isolated, ruled, faults),
+        egress=_allowed(spec, _EGRESS, isolated, ruled, faults),
         faults=tuple(faults[:MAX_FAULTS]),
     )
 
@@ -97,15 +99,37 @@ def _requirement(raw: object) -> Requirement:
     return Requirement(interned(key), operator, tuple(sorted({interned(each) for each in texts})))
 
 
-def _types(spec: Mapping[str, object], faults: list[str]) -> frozenset[str]:
-    """Which directions it isolates. Without policyTypes: ingress, and egress if it has rules for that."""
+def _types(spec: Mapping[str, object], faults: list[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """Which directions it isolates, and in which of them its rules count.
+
+    Without policyTypes: ingress, and egress if it has rules for that. With types that are unknown it isolates
+    in both, but rules of a direction that is not named might not have been meant.
+    """
     types = spec.get("policyTypes")
     if types is None or types == []:
-        return frozenset({_INGRESS, _EGRESS} if spec.get("egress") else {_INGRESS})
-    if not isinstance(types, list) or not {_INGRESS, _EGRESS}.issuperset(map(str, types)):
-        faults.append(f"spec.policyTypes: {shown(types)} has more than Ingress and Egress")
-        return frozenset({_INGRESS, _EGRESS})
-    return frozenset(map(str, types))
+        named = _BOTH if spec.get("egress") else frozenset({_INGRESS})
+        return named, named
+    named = _BOTH.intersection(
+        [each for each in types if isinstance(each, str)] if isinstance(types, list) else ()
+    )
+    if not isinstance(types, list) or not all(each in named for each in types):
+        faults.append(f"spec.policyTypes: {shown(types)} is not a list of Ingress and Egress alone")
+        return _BOTH, named
+    return named, named
+
+
+def _allowed(
+    spec: Mapping[str, object],
+    direction: str,
+    isolated: frozenset[str],
+    ruled: frozenset[str],
+    faults: list[str],
+) -> tuple[PolicyRule, ...] | None:
+    if direction not in isolated:
+        return None
+    if direction not in ruled:
+        return ()
+    return _rules(spec, *_FIELDS[direction], faults)
 
 
 def _rules(spec: Mapping[str, object], field: str, peers: str, faults: list[str]) -> tuple[PolicyRule, ...]:

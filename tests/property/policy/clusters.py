@@ -17,22 +17,21 @@ PROTOCOLS = ("TCP", "UDP", "SCTP")
 NUMBERS = (53, 80, 81, 443, 8080)
 OUTSIDE = ("8.8.8.8", "10.1.2.3", "2001:db8::8")
 
-CIDRS4 = (
-    "0.0.0.0/0",
-    "10.0.0.0/8",
-    "10.244.0.0/16",
+WIDE4 = ("0.0.0.0/0", "10.0.0.0/8", "10.244.0.0/16", "192.168.7.0/24")
+NARROW4 = (
     "10.244.1.0/24",
     "10.244.2.0/25",
     "10.244.1.2/31",
     "10.244.1.3/32",
-    "192.168.7.0/24",
     "192.168.7.1/32",
     "192.168.7.2/32",
     "8.8.8.8/32",
     "10.244.2.0/32",
+    "10.244.1.77/29",
 )
-CIDRS6 = ("::/0", "fd00::/16", "fd00:0:0:1::/64", "fd00:0:0:1::2/127", "fd07::2/128", "2001:db8::/32")
-SLOPPY = ("10.244.1.77/24", "fd00:0:0:2::5/64")
+WIDE6 = ("::/0", "fd00::/16", "2001:db8::/32")
+NARROW6 = ("fd00:0:0:1::/64", "fd00:0:0:1::2/127", "fd07::2/128", "fd00:0:0:2::5/64")
+"""Some have host bits, as clusters have them."""
 
 NOTHING: list[Any] = [None, []]
 
@@ -50,37 +49,48 @@ def expressions(draw: st.DrawFn) -> Raw:
     return raw
 
 
-def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Raw]:
-    return st.fixed_dictionaries({}, optional=fields)
+def often(draw: st.DrawFn) -> bool:
+    """Three times of four."""
+    return draw(st.sampled_from([True, True, True, False]))
 
 
-selectors: st.SearchStrategy[Raw] = st.one_of(
-    st.just({}),
-    optional(
-        matchLabels=st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), max_size=1),
-        matchExpressions=st.lists(expressions(), min_size=1, max_size=2),
-    ),
-)
-blocks = st.one_of(
-    *[
-        st.fixed_dictionaries(
-            {"cidr": st.sampled_from(cidrs)},
-            optional={"except": st.lists(st.sampled_from(cidrs), min_size=1, max_size=2)},
-        )
-        for cidrs in (CIDRS4, CIDRS6, SLOPPY)
-    ]
-)
-peers = st.one_of(
-    st.fixed_dictionaries({"podSelector": selectors}),
-    st.fixed_dictionaries({"namespaceSelector": selectors}),
-    st.fixed_dictionaries({"namespaceSelector": selectors, "podSelector": selectors}),
-    st.fixed_dictionaries({"ipBlock": blocks}),
-)
+@st.composite
+def selectors(draw: st.DrawFn) -> Raw:
+    kind = draw(st.sampled_from(["everything", "labels", "expressions", "expressions", "both"]))
+    raw: Raw = {}
+    if kind in {"labels", "both"}:
+        raw["matchLabels"] = {draw(st.sampled_from(KEYS)): draw(st.sampled_from(VALUES))}
+    if kind in {"expressions", "both"}:
+        raw["matchExpressions"] = draw(st.lists(expressions(), min_size=1, max_size=2))
+    return raw
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> Raw:
+    """Most exceptions are inside of their block and hold addresses of the cluster."""
+    wide, narrow = draw(st.sampled_from([(WIDE4, NARROW4), (WIDE4, NARROW4), (WIDE6, NARROW6)]))
+    raw: Raw = {"cidr": draw(st.sampled_from(wide + narrow))}
+    if often(draw):
+        raw["except"] = draw(st.lists(st.sampled_from(narrow), min_size=1, max_size=2))
+    return raw
+
+
+@st.composite
+def peers(draw: st.DrawFn) -> Raw:
+    kind = draw(st.sampled_from(["pods", "spaces", "both", "block", "block"]))
+    if kind == "block":
+        return {"ipBlock": draw(blocks())}
+    raw: Raw = {}
+    if kind != "spaces":
+        raw["podSelector"] = draw(selectors())
+    if kind != "pods":
+        raw["namespaceSelector"] = draw(selectors())
+    return raw
 
 
 @st.composite
 def policy_ports(draw: st.DrawFn) -> Raw:
-    raw: Raw = draw(optional(protocol=st.sampled_from(PROTOCOLS)))
+    raw: Raw = {"protocol": draw(st.sampled_from(PROTOCOLS))} if draw(st.booleans()) else {}
     kind = draw(st.sampled_from(["none", "name", "number", "range"]))
     if kind == "name":
         raw["port"] = draw(st.sampled_from(PORT_NAMES))
@@ -91,27 +101,32 @@ def policy_ports(draw: st.DrawFn) -> Raw:
     return raw
 
 
-def rules(side: str) -> st.SearchStrategy[Any]:
-    some = st.one_of(st.sampled_from(NOTHING), st.lists(peers, min_size=1, max_size=3))
-    ports = st.one_of(st.sampled_from(NOTHING), st.lists(policy_ports(), min_size=1, max_size=3))
-    rule = st.one_of(
-        st.fixed_dictionaries({side: some}, optional={"ports": ports}),
-        st.fixed_dictionaries({}, optional={side: some, "ports": ports}),
-    )
-    many = st.lists(rule, min_size=1, max_size=2)
-    return st.one_of(st.sampled_from(NOTHING), many, many, many)
+@st.composite
+def rules(draw: st.DrawFn, side: str) -> Raw:
+    """A rule with one field or both; a field may be empty or null."""
+    raw: Raw = {}
+    if often(draw):
+        some = st.lists(peers(), min_size=1, max_size=3)
+        raw[side] = draw(some) if often(draw) else draw(st.sampled_from(NOTHING))
+    if draw(st.booleans()):
+        some = st.lists(policy_ports(), min_size=1, max_size=3)
+        raw["ports"] = draw(some) if often(draw) else draw(st.sampled_from(NOTHING))
+    return raw
 
 
 @st.composite
 def policies(draw: st.DrawFn, names: st.SearchStrategy[str]) -> Raw:
-    spec = draw(
-        optional(
-            podSelector=st.one_of(st.none(), st.just({}), selectors),
-            ingress=rules("from"),
-            egress=rules("to"),
-            policyTypes=st.sampled_from([None, [], ["Ingress"], ["Egress"], ["Ingress", "Egress"]]),
-        )
-    )
+    spec: Raw = {}
+    selector = draw(st.sampled_from(["absent", "null", "some", "some"]))
+    if selector != "absent":
+        spec["podSelector"] = draw(selectors()) if selector == "some" else None
+    for field, side in (("ingress", "from"), ("egress", "to")):
+        if often(draw):
+            some = st.lists(rules(side), min_size=1, max_size=2)
+            spec[field] = draw(some) if often(draw) else draw(st.sampled_from(NOTHING))
+    if draw(st.booleans()):
+        types = [None, [], ["Ingress"], ["Egress"], ["Ingress", "Egress"], ["Ingress", "Egress"]]
+        spec["policyTypes"] = draw(st.sampled_from(types))
     return {
         "kind": "NetworkPolicy",
         "metadata": {"namespace": draw(st.sampled_from(SPACES)), "name": draw(names)},

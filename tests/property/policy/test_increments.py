@@ -213,7 +213,7 @@ def many(examples: int) -> settings:
 
 
 @pytest.mark.timeout(600)
-@many(500)
+@many(300)
 @given(histories)
 def test_the_order_of_events_does_not_matter(history: tuple[list[Step], list[Step]]) -> None:
     check(*history)

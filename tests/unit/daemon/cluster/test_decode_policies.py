@@ -260,5 +260,12 @@ def test_policy_types_that_are_none_isolate_in_both_directions(types: Any) -> No
     assert "policyTypes" in found.faults[0]
 
 
+def test_rules_count_only_for_types_that_are_named() -> None:
+    """Those of the other direction were ignored if the unknown type were left out, so they can't allow."""
+    found = policy(policyTypes=["Egress", "Sideways"], ingress=[{}], egress=[{}])
+    assert (found.ingress, found.egress) == ((), (ANY,))
+    assert policy(policyTypes=3.5, ingress=[{}]).ingress == ()
+
+
 def test_of_many_faults_the_first_are_told() -> None:
     assert len(policy(ingress=[{"from": ["x"]}] * 9).faults) == 4
