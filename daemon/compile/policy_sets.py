@@ -14,27 +14,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Element = TypeVar("Element")
-ScopeT = TypeVar("ScopeT")
+Extent = TypeVar("Extent")
 
 
 @dataclass(slots=True, eq=False)
-class SharedSet(Generic[ScopeT, Element]):
+class SharedSet(Generic[Extent, Element]):
     """One set: its name, what belongs into it, by how many it is used, and its elements with their counts."""
 
     name: str
-    scope: ScopeT
+    scope: Extent
     users: int = 0
     elements: dict[Element, int] = field(default_factory=dict)
 
 
-class SharedSets(Mapping[str, "Mapping[Element, int]"], Generic[ScopeT, Element]):
+class SharedSets(Mapping[str, "Mapping[Element, int]"], Generic[Extent, Element]):
     """Sets by name: for readers a mapping to their elements, with the number of times that each is in.
 
     `touched` collects, by set, elements that may have come or gone until it is taken.
     """
 
     def __init__(self) -> None:
-        self.by_name: dict[str, SharedSet[ScopeT, Element]] = {}
+        self.by_name: dict[str, SharedSet[Extent, Element]] = {}
         self.touched: dict[str, set[Element]] = {}
 
     def __getitem__(self, name: str) -> Mapping[Element, int]:
@@ -46,7 +46,7 @@ class SharedSets(Mapping[str, "Mapping[Element, int]"], Generic[ScopeT, Element]
     def __len__(self) -> int:
         return len(self.by_name)
 
-    def acquire(self, name: str, scope: ScopeT) -> SharedSet[ScopeT, Element] | None:
+    def acquire(self, name: str, scope: Extent) -> SharedSet[Extent, Element] | None:
         """Use a set once more; returns it if it is new, and so has to be filled."""
         found = self.by_name.get(name)
         new = found is None
@@ -56,7 +56,7 @@ class SharedSets(Mapping[str, "Mapping[Element, int]"], Generic[ScopeT, Element]
         found.users += 1
         return found if new else None
 
-    def release(self, name: str) -> SharedSet[ScopeT, Element] | None:
+    def release(self, name: str) -> SharedSet[Extent, Element] | None:
         """Use a set once less; returns it if that was the last use, and it is there no more."""
         found = self.by_name[name]
         found.users -= 1
@@ -66,7 +66,7 @@ class SharedSets(Mapping[str, "Mapping[Element, int]"], Generic[ScopeT, Element]
         self.touched.setdefault(name, set()).update(found.elements)
         return found
 
-    def add(self, target: SharedSet[ScopeT, Element], elements: Iterable[Element]) -> None:
+    def add(self, target: SharedSet[Extent, Element], elements: Iterable[Element]) -> None:
         """Count elements in."""
         counts = target.elements
         for each in elements:
@@ -75,7 +75,7 @@ class SharedSets(Mapping[str, "Mapping[Element, int]"], Generic[ScopeT, Element]
             if not count:
                 self.touched.setdefault(target.name, set()).add(each)
 
-    def remove(self, target: SharedSet[ScopeT, Element], elements: Iterable[Element]) -> None:
+    def remove(self, target: SharedSet[Extent, Element], elements: Iterable[Element]) -> None:
         """Count elements out, which must be in."""
         counts = target.elements
         for each in elements:
