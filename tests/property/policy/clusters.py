@@ -12,9 +12,9 @@ NODES = ("n1", "n2")
 SPACES = ("a", "b")
 KEYS = ("app", "tier")
 VALUES = ("x", "y")
-PORT_NAMES = ("http", "dns", "web")
+PORT_NAMES = ("http", "dns")
 PROTOCOLS = ("TCP", "UDP", "SCTP")
-NUMBERS = (53, 80, 81, 443, 8080)
+NUMBERS = (53, 80, 81, 443)
 OUTSIDE = ("8.8.8.8", "10.1.2.3", "2001:db8::8")
 
 WIDE4 = ("0.0.0.0/0", "10.0.0.0/8", "10.244.0.0/16", "192.168.7.0/24")
@@ -138,7 +138,9 @@ ports = st.fixed_dictionaries(
     {"name": st.sampled_from(PORT_NAMES), "containerPort": st.sampled_from(NUMBERS)},
     optional={"protocol": st.sampled_from(PROTOCOLS)},
 )
-containers = st.lists(st.fixed_dictionaries({"ports": st.lists(ports, max_size=3)}), min_size=1, max_size=2)
+containers = st.lists(
+    st.fixed_dictionaries({"ports": st.lists(ports, min_size=1, max_size=3)}), min_size=1, max_size=2
+)
 init_containers = st.lists(
     st.fixed_dictionaries(
         {"ports": st.lists(ports, max_size=1)}, optional={"restartPolicy": st.just("Always")}

@@ -24,7 +24,7 @@ PROBES: list[tuple[str, int | None]] = [
     ("TCP", 1),
     ("TCP", 80),
     ("TCP", 443),
-    ("TCP", 8080),
+    ("TCP", 81),
     ("UDP", 53),
     ("UDP", 80),
     ("SCTP", 81),
