@@ -26,6 +26,7 @@ BENCHES = {
     "service-changes": "Services inside the daemon: first load, one change, resync, repair, up to 30,000",
     "first-packet": "a new connection to a ClusterIP among 10, 10,000 and 30,000 Services",
     "services": "Services from the API to what a connection sees, against the real kube-proxy",
+    "policies": "NetworkPolicies of a large cluster in the model: memory and computing, no kernel",
     "cni": "ADD and DEL as a runtime sees them, against reference plugins",
     "memory": "the daemon's memory at rest and at scale",
     "cluster": "from a write to the API to new connections, on the real cluster of tests/e2e",

@@ -17,6 +17,10 @@ UNDERLAY_ANNOTATION = "weft.dev/underlay-address"
 ZONE_LABEL = "topology.kubernetes.io/zone"
 LEAVING_TAINT = "ToBeDeletedByClusterAutoscaler"
 
+MAX_FAULTS = 4
+"""So many faults of one object are told."""
+
+_PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 _MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -142,6 +146,32 @@ def name(raw: Mapping[str, object]) -> str:
         raise DecodeError("metadata.name is missing")
     namespace = metadata.get("namespace")
     return f"{namespace}/{own}" if namespace and isinstance(namespace, str) else own
+
+
+def names(raw: Mapping[str, object]) -> tuple[str, str]:
+    """The namespace of an object that has to have one, and its name in there.
+
+    Raises:
+        DecodeError: one of them is missing.
+    """
+    namespace, slash, own = name(raw).partition("/")
+    if not slash or not own:
+        raise DecodeError("metadata.namespace is missing")
+    return sys.intern(namespace), own
+
+
+def protocol(value: object) -> int:
+    """The number of a transport protocol's name; TCP where there is none.
+
+    Raises:
+        DecodeError: it is none that Kubernetes knows.
+    """
+    if value is None or value == "":
+        return _PROTOCOLS["TCP"]
+    number = _PROTOCOLS.get(value) if isinstance(value, str) else None
+    if number is None:
+        raise DecodeError(f"protocol {shown(value)} is none of TCP, UDP and SCTP")
+    return number
 
 
 def _internal_ips(status: Mapping[str, object]) -> tuple[bytes, ...]:

@@ -8,12 +8,22 @@ without one of its loadBalancerSourceRanges a service might admit everybody, so 
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from daemon.cluster.decode import DecodeError, interned, mapping, name, prefix, sequence, shown, unicast
+from daemon.cluster.decode import (
+    MAX_FAULTS,
+    DecodeError,
+    interned,
+    mapping,
+    names,
+    prefix,
+    protocol,
+    sequence,
+    shown,
+    unicast,
+)
 from daemon.cluster.model import Endpoint, EndpointPort, EndpointSlice, Service, ServicePort
 
 if TYPE_CHECKING:
@@ -30,10 +40,7 @@ SLICE_SELECTOR = f"{SERVICE_LABEL},{SELECTOR}"
 
 DEFAULT_AFFINITY_SECONDS = 10800
 MAX_AFFINITY_SECONDS = 86400
-MAX_FAULTS = 4
-"""So many faults of one object are told."""
 
-_PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 _FAMILIES = {"IPv4": 4, "IPv6": 6}
 _WIDTHS = {4: 4, 6: 16, 0: 0}
 
@@ -46,7 +53,7 @@ def service(raw: Mapping[str, object]) -> Service:
     Raises:
         DecodeError: no ClusterIP or not all loadBalancerSourceRanges can be understood.
     """
-    namespace, own = _names(raw)
+    namespace, own = names(raw)
     metadata, spec = mapping(raw, "metadata"), mapping(raw, "spec")
     uid, created = str(metadata.get("uid") or ""), interned(metadata.get("creationTimestamp"))
     kind = interned(spec.get("type")) or "ClusterIP"
@@ -89,7 +96,7 @@ def endpoint_slice(raw: Mapping[str, object]) -> EndpointSlice:
     Raises:
         DecodeError: it names no Service, or its addressType is none that Kubernetes knows.
     """
-    namespace, own = _names(raw)
+    namespace, own = names(raw)
     metadata = mapping(raw, "metadata")
     owner = mapping(metadata, "labels").get(SERVICE_LABEL)
     if not isinstance(owner, str) or not owner:
@@ -127,13 +134,6 @@ def endpoint_slice(raw: Mapping[str, object]) -> EndpointSlice:
     )
 
 
-def _names(raw: Mapping[str, object]) -> tuple[str, str]:
-    namespace, slash, own = name(raw).partition("/")
-    if not slash or not own:
-        raise DecodeError("metadata.namespace is missing")
-    return sys.intern(namespace), own
-
-
 def _each(
     field: str, values: Iterable[object], decode: Callable[[object], Part], faults: list[str]
 ) -> tuple[Part, ...]:
@@ -160,7 +160,7 @@ def _port(value: object) -> ServicePort:
     if not number:
         raise DecodeError(f"port {shown(entry.get('port'))} is not a number from 1 to 65535")
     return ServicePort(
-        interned(entry.get("name")), _protocol(entry.get("protocol")), number, _number(entry.get("nodePort"))
+        interned(entry.get("name")), protocol(entry.get("protocol")), number, _number(entry.get("nodePort"))
     )
 
 
@@ -200,7 +200,7 @@ def _endpoint_port(value: object, faults: list[str]) -> EndpointPort | None:
     if not number:
         return None
     try:
-        return EndpointPort(interned(entry.get("name")), _protocol(entry.get("protocol")), number)
+        return EndpointPort(interned(entry.get("name")), protocol(entry.get("protocol")), number)
     except DecodeError as error:
         faults.append(f"ports: {error}")
         return None
@@ -209,15 +209,6 @@ def _endpoint_port(value: object, faults: list[str]) -> EndpointPort | None:
 def _number(value: object) -> int:
     """A port number; 0 for what is none."""
     return value if type(value) is int and 0 < value < 1 << 16 else 0
-
-
-def _protocol(value: object) -> int:
-    if value is None or value == "":
-        return _PROTOCOLS["TCP"]
-    number = _PROTOCOLS.get(value) if isinstance(value, str) else None
-    if number is None:
-        raise DecodeError(f"protocol {shown(value)} is none of TCP, UDP and SCTP")
-    return number
 
 
 def _affinity(spec: Mapping[str, object]) -> int:

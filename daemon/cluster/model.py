@@ -6,7 +6,10 @@ Pure: no client, no I/O, no time. Addresses are packed bytes in network order (4
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from daemon.cluster.selectors import LabelSet, Selector
 
 
 class Prefix(NamedTuple):
@@ -139,3 +142,104 @@ class EndpointSlice:
     def service_key(self) -> str:
         """NAMESPACE/NAME of its Service."""
         return f"{self.namespace}/{self.service}"
+
+
+class ContainerPort(NamedTuple):
+    """A port of a pod that has a name; `protocol` as in IP headers."""
+
+    name: str
+    protocol: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """The part of a v1 Pod that NetworkPolicy depends on.
+
+    Attributes:
+        uid: as the container runtime knows it, which for a static pod is not what its mirror's metadata say.
+        node: where it runs; "" while it runs nowhere.
+        ips: at most one per family; () while it has none.
+        ports: those with names, of containers and sidecars; of several with one name and protocol the first.
+        finished: its phase is Succeeded or Failed: its addresses may be another's already.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    node: str
+    labels: LabelSet
+    ips: tuple[bytes, ...] = ()
+    ports: tuple[ContainerPort, ...] = ()
+    host_network: bool = False
+    finished: bool = False
+
+    @property
+    def key(self) -> str:
+        """NAMESPACE/NAME, as in the store."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A v1 Namespace."""
+
+    name: str
+    labels: LabelSet
+
+
+class PodPeer(NamedTuple):
+    """Pods as peers of a policy: in namespaces that `namespaces` selects; None for the policy's own."""
+
+    pods: Selector
+    namespaces: Selector | None = None
+
+
+class IPBlock(NamedTuple):
+    """Addresses as peers of a policy: those of `cidr` that are in none of `exceptions`."""
+
+    cidr: Prefix
+    exceptions: tuple[Prefix, ...] = ()
+
+
+class PolicyPort(NamedTuple):
+    """Ports from `first` to `last`, both included, or with `name` the port that the destination calls so."""
+
+    protocol: int
+    first: int = 0
+    last: int = 65535
+    name: str = ""
+
+
+PolicyPeer: TypeAlias = PodPeer | IPBlock
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRule:
+    """What a policy allows: one of the peers at one of the ports; None for whoever and for whatever."""
+
+    peers: tuple[PolicyPeer, ...] | None = None
+    ports: tuple[PolicyPort, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPolicy:
+    """A networking.k8s.io/v1 NetworkPolicy.
+
+    Attributes:
+        pods: which pods of its namespace it selects.
+        ingress, egress: what it allows in that direction; None where it does not isolate the pods in it.
+        faults: parts that can't be understood, each in words. What they would allow is not allowed.
+    """
+
+    namespace: str
+    name: str
+    pods: Selector
+    ingress: tuple[PolicyRule, ...] | None = None
+    egress: tuple[PolicyRule, ...] | None = None
+    faults: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """NAMESPACE/NAME, as in the store."""
+        return f"{self.namespace}/{self.name}"

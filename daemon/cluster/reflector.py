@@ -47,12 +47,14 @@ class Resource(Generic[Value]):
         decode: an object into its value; raises DecodeError.
         optional: whether an API server may lack the kind (or refuse it to us).
         selector: labels that objects have to have; one that loses them is gone, which the server says.
+        fields: as `selector`, of fields that the server selects by.
     """
 
     path: str
     decode: Callable[[Mapping[str, object]], Value]
     optional: bool = False
     selector: str = ""
+    fields: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,12 @@ class Reflector(Generic[Value]):
                 self._failed(error)
                 await self._pause(error.retry_after if isinstance(error, ApiError) else 0)
 
+    def retire(self) -> None:
+        """Take back what was reported, once `run` was cancelled and the kind is not followed any more."""
+        self._contact(True)
+        self._findings.replace({self._finding}, [])
+        self._metrics.objects.labels(self._table.kind).set(0)
+
     async def _list(self) -> str:
         """Read everything; returns the resourceVersion to watch from."""
         try:
@@ -180,7 +188,8 @@ class Reflector(Generic[Value]):
                 objects[name] = self._table[name]
 
     def _selection(self) -> dict[str, str | int]:
-        return {"labelSelector": self._resource.selector} if self._resource.selector else {}
+        wanted = {"labelSelector": self._resource.selector, "fieldSelector": self._resource.fields}
+        return {name: text for name, text in wanted.items() if text}
 
     async def _watch(self) -> None:
         """Follow changes until the server ends the watch."""

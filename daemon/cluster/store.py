@@ -15,12 +15,24 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from daemon.cluster.model import EndpointSlice, Node, Service, ServiceCIDR
+    from daemon.cluster.model import (
+        EndpointSlice,
+        Namespace,
+        NetworkPolicy,
+        Node,
+        Pod,
+        Service,
+        ServiceCIDR,
+    )
 
 NODE = "node"
 SERVICE_CIDR = "servicecidr"
 SERVICE = "service"
 ENDPOINT_SLICE = "endpointslice"
+NAMESPACE = "namespace"
+NETWORK_POLICY = "networkpolicy"
+POD = "pod"
+REMOTE_POD = "remotepod"
 
 Value = TypeVar("Value")
 
@@ -52,7 +64,7 @@ class Table(Mapping[str, Value], Generic[Value]):
 
     @property
     def synced(self) -> bool:
-        """Whether the table was complete at least once; an outage later does not change that."""
+        """Whether the table was complete since it is followed; an outage later does not change that."""
         return self._synced.is_set()
 
     async def wait_synced(self) -> None:
@@ -73,6 +85,11 @@ class Table(Mapping[str, Value], Generic[Value]):
             return False
         self._notify(Key(self.kind, name))
         return True
+
+    def abandon(self) -> None:
+        """Forget everything: nobody keeps the table up to date any more, so it is not complete either."""
+        self.replace({})
+        self._synced.clear()
 
     def replace(self, objects: Mapping[str, Value]) -> int:
         """Make these all the objects there are, and the table complete; returns how many changed or went."""
@@ -162,7 +179,13 @@ class Subscription:
 
 
 class Store:
-    """All tables. A further kind is one more attribute here and one more reflector in the agent."""
+    """All tables. A further kind is one more attribute here and one more reflector in the agent.
+
+    Attributes:
+        tables: followed from the start on; the daemon serves nobody before they are complete.
+        policy_tables: what NetworkPolicy needs on every node: `pods` are those of this node.
+        remote_pods: the pods of all other nodes, followed only while a policy that is in force here asks.
+    """
 
     def __init__(self) -> None:
         self._subscriptions: list[Subscription] = []
@@ -170,11 +193,20 @@ class Store:
         self.service_cidrs: Table[ServiceCIDR] = Table(SERVICE_CIDR, self._changed)
         self.services: Table[Service] = Table(SERVICE, self._changed)
         self.endpoint_slices = SliceTable(self._changed)
+        self.namespaces: Table[Namespace] = Table(NAMESPACE, self._changed)
+        self.network_policies: Table[NetworkPolicy] = Table(NETWORK_POLICY, self._changed)
+        self.pods: Table[Pod] = Table(POD, self._changed)
+        self.remote_pods: Table[Pod] = Table(REMOTE_POD, self._changed)
 
     @property
     def tables(self) -> tuple[Table[Any], ...]:
-        """Every table."""
+        """The tables that are followed from the start on."""
         return (self.nodes, self.service_cidrs, self.services, self.endpoint_slices)
+
+    @property
+    def policy_tables(self) -> tuple[Table[Any], ...]:
+        """The tables that NetworkPolicy needs on every node."""
+        return (self.namespaces, self.network_policies, self.pods)
 
     @property
     def synced(self) -> bool:
@@ -188,8 +220,9 @@ class Store:
 
     def subscribe(self, *kinds: str) -> Subscription:
         """Follow changes of these kinds (all when none is named); end it with `unsubscribe`."""
-        wanted = frozenset(kinds) or frozenset(table.kind for table in self.tables)
-        dirty = {Key(table.kind, name) for table in self.tables if table.kind in wanted for name in table}
+        tables = (*self.tables, *self.policy_tables, self.remote_pods)
+        wanted = frozenset(kinds) or frozenset(table.kind for table in tables)
+        dirty = {Key(table.kind, name) for table in tables if table.kind in wanted for name in table}
         subscription = Subscription(wanted, dirty)
         self._subscriptions.append(subscription)
         return subscription

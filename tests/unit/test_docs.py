@@ -13,7 +13,16 @@ import yaml
 
 from ctl.__main__ import cli
 from ctl.exits import Exit
-from daemon.cluster.store import ENDPOINT_SLICE, NODE, SERVICE, SERVICE_CIDR
+from daemon.cluster.store import (
+    ENDPOINT_SLICE,
+    NAMESPACE,
+    NETWORK_POLICY,
+    NODE,
+    POD,
+    REMOTE_POD,
+    SERVICE,
+    SERVICE_CIDR,
+)
 from daemon.cni.errors import CODES
 from daemon.config import KEYS
 from daemon.metrics import Metrics
@@ -32,6 +41,7 @@ NO_FINDINGS = frozenset(
         "BearerToken",
         "ClientIP",
         "ClusterIP",
+        "DoesNotExist",
         "EndpointSlice",
         "ExternalIP",
         "ExternalName",
@@ -41,6 +51,7 @@ NO_FINDINGS = frozenset(
         "LoadBalancer",
         "NetworkUnavailable",
         "NodePort",
+        "NotIn",
         "ToBeDeletedByClusterAutoscaler",
         "WeftIsUp",
         "CheckIpam",
@@ -91,7 +102,7 @@ def finding_names() -> dict[str, str]:
     """Collects the names of all findings in the daemon's source, with a file that holds each."""
     found = {
         f"Undecodable{kind.capitalize()}": "daemon/cluster/reflector.py"
-        for kind in (NODE, SERVICE_CIDR, SERVICE, ENDPOINT_SLICE)
+        for kind in (NODE, SERVICE_CIDR, SERVICE, ENDPOINT_SLICE, NAMESPACE, NETWORK_POLICY, POD, REMOTE_POD)
     }
     for path in sorted((ROOT / "daemon").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

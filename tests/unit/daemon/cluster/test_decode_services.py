@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from daemon.cluster import decode_services
+from daemon.cluster import decode, decode_services
 from daemon.cluster.decode import DecodeError
 from daemon.cluster.decode_services import endpoint_slice, service
 from daemon.cluster.model import Endpoint, EndpointPort, EndpointSlice, Prefix, Service, ServicePort
@@ -223,7 +223,7 @@ def test_a_bad_part_of_a_service_is_left_out_and_named(spec: dict[str, Any], fau
 
 def test_few_faults_are_told() -> None:
     found = service(raw_service(externalIPs=[f"x{number}" for number in range(100)]))
-    assert len(found.faults) == decode_services.MAX_FAULTS
+    assert len(found.faults) == decode.MAX_FAULTS
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,27 @@ async def test_slices_are_followed_that_are_of_a_service_and_for_the_proxy(
 async def test_without_a_selector_none_is_sent(api: FakeApi, follow: Callable[..., Follower]) -> None:
     follow()
     await until(lambda: api.requests["WATCH"])
-    assert not any("labelSelector" in query for query in api.queries)
+    assert not any({"labelSelector", "fieldSelector"} & query.keys() for query in api.queries)
+
+
+async def test_fields_are_selected_by_in_lists_and_watches(
+    api: FakeApi, follow: Callable[..., Follower]
+) -> None:
+    follow(fields="spec.nodeName=n1")
+    await until(lambda: api.requests["WATCH"])
+    assert all(query["fieldSelector"] == "spec.nodeName=n1" for query in api.queries)
+
+
+async def test_who_is_retired_takes_back_what_it_reported(
+    api: FakeApi, follow: Callable[..., Follower]
+) -> None:
+    api.put("n0", status={"addresses": [{"type": "InternalIP", "address": "nonsense"}]})
+    follower = follow()
+    await until(lambda: api.requests["WATCH"])
+    await api.stop()
+    await until(lambda: len(follower.findings.rows()) == 2)
+    follower.reflector.retire()
+    assert not follower.findings.rows()
 
 
 async def test_gone_inside_a_watch_lists_again(api: FakeApi, follow: Callable[..., Follower]) -> None:

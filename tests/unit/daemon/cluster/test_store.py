@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.cluster.model import EndpointSlice, Node, Service, ServiceCIDR
-from daemon.cluster.store import ENDPOINT_SLICE, NODE, SERVICE, SERVICE_CIDR, Key, Store
+from daemon.cluster.store import (
+    ENDPOINT_SLICE,
+    NAMESPACE,
+    NETWORK_POLICY,
+    NODE,
+    POD,
+    REMOTE_POD,
+    SERVICE,
+    SERVICE_CIDR,
+    Key,
+    Store,
+)
 
 
 def node(name: str, number: int = 0) -> Node:
@@ -175,3 +186,28 @@ def test_a_consumer_that_looks_at_dirty_keys_only_knows_everything(steps: list[t
         assert seen == dict(store.nodes)
 
     asyncio.run(run())
+
+
+async def test_a_table_that_is_abandoned_is_empty_and_not_complete() -> None:
+    store = Store()
+    store.nodes.replace({"a": node("a")})
+    subscription = store.subscribe(NODE)
+    subscription.take()
+    store.nodes.abandon()
+    assert not store.nodes
+    assert not store.nodes.synced
+    assert subscription.take() == {Key(NODE, "a")}
+    store.nodes.replace({})
+    assert store.nodes.synced
+
+
+async def test_what_policies_need_can_be_followed_and_is_not_waited_for() -> None:
+    store = Store()
+    everything = store.subscribe()
+    for table in (*store.policy_tables, store.remote_pods):
+        table.put("x", object())
+    assert everything.take() == {Key(kind, "x") for kind in (NAMESPACE, NETWORK_POLICY, POD, REMOTE_POD)}
+    for table in store.tables:
+        table.replace({})
+    assert store.synced
+    assert store.subscribe(POD).take() == {Key(POD, "x")}
