@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.cluster import build
+from tests.e2e.cluster import build, images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,9 +37,9 @@ def test_an_old_go_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_image_is_made_once_and_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "CACHE", tmp_path)
-    first = build.image()
+    first = images.image()
     made = first.stat().st_mtime_ns
-    assert build.image() == first
+    assert images.image() == first
     assert first.stat().st_mtime_ns == made
     listed = subprocess.run(["tar", "-tf", first], capture_output=True, text=True, check=True).stdout.split()
     assert "manifest.json" in listed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import ssl
 import urllib.error
@@ -71,6 +72,12 @@ class Api:
     def request(self, method: str, path: str, body: Object | None = None, **options: Any) -> Object:
         answer: Object = json.loads(self.text(method, path, body, **options))
         return answer
+
+    def connection(self) -> http.client.HTTPSConnection:
+        """A connection to keep, for who writes much or measures: connecting takes longer than writing."""
+        server = urllib.parse.urlsplit(self.server)
+        assert server.hostname
+        return http.client.HTTPSConnection(server.hostname, server.port, timeout=60, context=self._tls)
 
     def get(self, path: str) -> Object:
         return self.request("GET", path)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.e2e.cluster import build, manifests, network
+from tests.e2e.cluster import build, images, manifests, network
 from tests.e2e.cluster.agent_image import agent_image
 from tests.e2e.cluster.api import is_ready
 from tests.e2e.cluster.control import ControlPlane
@@ -50,7 +50,7 @@ class Pod:
 
 def pod_manifest(name: str, node: str | None = None, *, serve: bool = False, **metadata: Any) -> Object:
     """A pod of the tests' image; one that serves tells clients their address and is probed by kubelet."""
-    container: Object = {"name": "main", "image": build.IMAGE, "imagePullPolicy": "Never"}
+    container: Object = {"name": "main", "image": images.IMAGE, "imagePullPolicy": "Never"}
     if serve:
         container |= {
             "command": ["httpd", "-f", "-p", "[::]:8080", "-h", "/www"],
@@ -116,6 +116,11 @@ class Cluster:
         self.weft.install(objects)
         self.await_nodes()
 
+    def provide(self, image: Path) -> None:
+        """Imports one more image on the nodes that there are."""
+        for node in self.nodes.values():
+            node.ctr("images", "import", image)
+
     def await_nodes(self) -> None:
         for node in self.nodes.values():
             wait_for(f"{node.name} to be Ready", partial(self.node_is_ready, node.name), state=node.weft.tail)
@@ -146,9 +151,9 @@ class Cluster:
     def node_is_ready(self, name: str) -> bool:
         return is_ready(self.node(name))
 
-    def create_pod(self, name: str, node: str | None = None, *, serve: bool = True) -> Pod:
+    def create_pod(self, name: str, node: str | None = None, *, serve: bool = True, **metadata: Any) -> Pod:
         """Creates a pod and waits until it is ready, which its kubelet's probe decides if it serves."""
-        self.api.create(PODS, pod_manifest(name, node, serve=serve))
+        self.api.create(PODS, pod_manifest(name, node, serve=serve, **metadata))
         return self.await_pod(name)
 
     def await_pod(self, name: str) -> Pod:
@@ -201,7 +206,7 @@ def running(nodes: int, stack: network.Stack = network.DUAL) -> Iterator[Cluster
         BuildError: its programs cannot be built.
     """
     programs, containerd = build.kubernetes(), build.containerd()
-    images = (build.image(), agent_image(image_of(manifests.load(MANIFEST))))
+    archives = (images.image(), agent_image(image_of(manifests.load(MANIFEST))))
     with (build.CACHE / "run.lock").open("w") as lock, contextlib.ExitStack() as cleaning:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -214,7 +219,7 @@ def running(nodes: int, stack: network.Stack = network.DUAL) -> Iterator[Cluster
         control = ControlPlane.prepare(programs, DIRECTORY, stack)
         cleaning.callback(control.stop)
         control.start()
-        cluster = Cluster(stack, control, programs, containerd, images)
+        cluster = Cluster(stack, control, programs, containerd, archives)
         cleaning.callback(cluster.stop_nodes)
         for _ in range(nodes):
             cluster.add_node()

@@ -65,6 +65,11 @@ class Stack:
         """The first address of the service range, under which pods know the API server."""
         return _pick(self.services, "10.96.0.1", "fd00:10:96::1")[0]
 
+    @property
+    def dns_services(self) -> tuple[str, ...]:
+        """Where pods ask for names, if a name service is deployed."""
+        return _pick(self.services, "10.96.0.10", "fd00:10:96::a")
+
     def node_addresses(self, number: int) -> tuple[str, ...]:
         return _pick(self.nodes, f"172.30.0.{10 + number}", f"fd30::{10 + number}")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tests.e2e.cluster import network
 from tests.e2e.cluster.agent import Agent
-from tests.e2e.cluster.build import IMAGE
+from tests.e2e.cluster.images import IMAGE
 from tests.e2e.cluster.processes import Program, remove_empty_cgroups, run, wait_for
 
 if TYPE_CHECKING:
@@ -68,9 +68,17 @@ state = "/run/containerd"
 
 
 def kubelet_configuration(
-    authority: Authority, certificate: Path, key: Path, resolver: Path
+    authority: Authority, certificate: Path, key: Path, resolver: Path, dns: tuple[str, ...]
 ) -> dict[str, object]:
-    """KubeletConfiguration for a node that shares its cgroups and its disk with the machine."""
+    """KubeletConfiguration for a node that shares its cgroups and its disk with the machine.
+
+    Args:
+        authority: signed the API server's certificate.
+        certificate: of the kubelet.
+        key: of the certificate.
+        resolver: the resolv.conf of pods that take the node's.
+        dns: where the other pods ask for names.
+    """
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -91,6 +99,8 @@ def kubelet_configuration(
         "imageGCHighThresholdPercent": 100,
         "maxPods": 200,
         "nodeStatusUpdateFrequency": "2s",
+        "clusterDNS": list(dns),
+        "clusterDomain": "cluster.local",
         "resolvConf": str(resolver),
         "syncFrequency": "10s",
         "staticPodPath": STATIC_PODS,
@@ -221,7 +231,9 @@ class Node:
         )
         resolver = self.directory / "resolv.conf"  # the machine's may point to a resolver that a node lacks
         resolver.write_text(f"nameserver {self.stack.server}\n")
-        configuration = kubelet_configuration(self.authority, identity.certificate, identity.key, resolver)
+        configuration = kubelet_configuration(
+            self.authority, identity.certificate, identity.key, resolver, self.stack.dns_services
+        )
         path = self.directory / "kubelet.json"
         path.write_text(json.dumps(configuration))
         self.run("mkdir", "-p", os.path.dirname(KUBELET_KUBECONFIG))

@@ -89,6 +89,10 @@ class Program:
             return "(no log)"
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
+    def says(self, text: str) -> bool:
+        """Whether it has printed this of late."""
+        return text in self.tail()
+
 
 def only_child(pid: int) -> int:
     """The process that the given one forked; waits for the fork.
