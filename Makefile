@@ -75,7 +75,7 @@ soak: install shim
 	$(AS_ROOT) $(BIN)/pytest -m soak tests
 
 bench: install shim
-	.ci/install-packages bench
+	.ci/install-packages bench e2e
 	$(AS_ROOT) $(BIN)/python -m bench
 
 # Needs uv, which is not part of the lock: it makes the lock.

@@ -25,6 +25,7 @@ BENCHES = {
     "flows": "stale UDP flows deleted among 50,000, against the program conntrack",
     "cni": "ADD and DEL as a runtime sees them, against reference plugins",
     "memory": "the daemon's memory at rest and at scale",
+    "cluster": "from a write to the API to new connections, on the real cluster of tests/e2e",
     "startup": "from the daemon's start until it is ready",
 }
 
