@@ -23,11 +23,19 @@ BENCHES = {
     "inside": "one ADD and DEL inside the daemon, and fifty at once, against the kernel's floor",
     "nodes": "thousands of remote nodes joining, one changing, an unchanged resync",
     "flows": "stale UDP flows deleted among 50,000, against the program conntrack",
+    "service-changes": "Services inside the daemon: first load, one change, resync, repair, up to 30,000",
+    "first-packet": "a new connection to a ClusterIP among 10, 10,000 and 30,000 Services",
+    "services": "Services from the API to what a connection sees, against the real kube-proxy",
     "cni": "ADD and DEL as a runtime sees them, against reference plugins",
     "memory": "the daemon's memory at rest and at scale",
     "cluster": "from a write to the API to new connections, on the real cluster of tests/e2e",
     "startup": "from the daemon's start until it is ready",
 }
+
+
+def module_of(name: str) -> str:
+    """Return the module that holds a bench."""
+    return f"bench.{name.replace('-', '_')}"
 
 
 def main(names: Sequence[str]) -> None:
@@ -36,7 +44,7 @@ def main(names: Sequence[str]) -> None:
     if unknown:
         print(f"There is no bench {', '.join(unknown)}. There are:")
         for name, purpose in BENCHES.items():
-            print(f"  {name:8} {purpose}")
+            print(f"  {name:15} {purpose}")
         return
     if os.geteuid() != 0:
         print("The benches need root for network namespaces: sudo make bench")
@@ -45,7 +53,7 @@ def main(names: Sequence[str]) -> None:
         started = time.monotonic()
         print(f"\n== {name}: {BENCHES[name]}", flush=True)
         try:
-            for table in importlib.import_module(f"bench.{name}").run():
+            for table in importlib.import_module(module_of(name)).run():
                 print(render(table), flush=True)
         except ModuleNotFoundError as error:
             print(f"(not measured: {error})")

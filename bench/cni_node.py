@@ -6,7 +6,6 @@ environment and standard input as a runtime does, in network namespaces made bef
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import json
 import os
@@ -29,6 +28,9 @@ RANGES = {
     "dual": [[{"subnet": "10.200.0.0/16"}], [{"subnet": "fd20::/64"}]],
 }
 ROUTES = {"ipv4": [{"dst": "0.0.0.0/0"}], "dual": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}
+SETTLE_SECONDS = 0.15
+"""After each pod's end: meanwhile the kernel destroys its namespace and links, not during the next ADD."""
+SETTLE_BURST_SECONDS = 1.0
 _names = count()
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -122,6 +124,7 @@ def one_by_one(family: str, rounds: int) -> dict[str, dict[str, list[float]]]:
                 times[variant.name]["DEL"].append(execute(variant, "DEL", sandbox))
             finally:
                 sandbox.remove()
+            time.sleep(SETTLE_SECONDS)
     return times
 
 
@@ -135,26 +138,20 @@ def start_cost(rounds: int) -> list[float]:
     return times
 
 
-async def burst(number: int, commands: tuple[str, ...] = ("ADD", "DEL")) -> list[float]:
+def burst(number: int, commands: tuple[str, ...] = ("ADD", "DEL")) -> list[float]:
     """Attaches and detaches many pods at once from one gRPC client; returns the seconds of each command.
 
     Without DEL the namespaces stay, with their pods.
     """
-    import grpc
-
+    from bench.unary_client import call_all
     from weft_rpc import cni_pb2
 
     sandboxes = [Sandbox() for _ in range(number)]
     config = json.dumps({"cniVersion": "1.0.0", "name": "weft", "type": "weft"}).encode()
-    async with grpc.aio.insecure_channel(f"unix:{SOCKET}") as channel:
-        call = channel.unary_unary(
-            "/weft.cni.v1.Cni/Execute",
-            request_serializer=cni_pb2.ExecuteRequest.SerializeToString,
-            response_deserializer=cni_pb2.ExecuteResponse.FromString,
-        )
-
-        async def ask(command: str, sandbox: Sandbox) -> None:
-            answer = await call(
+    seconds = []
+    try:
+        for command in commands:
+            requests = [
                 cni_pb2.ExecuteRequest(
                     command=command,
                     container_id=sandbox.container,
@@ -162,21 +159,17 @@ async def burst(number: int, commands: tuple[str, ...] = ("ADD", "DEL")) -> list
                     ifname="eth0",
                     path=WEFT,
                     config=config,
-                )
-            )
-            if answer.exit_code != 0:
-                raise RuntimeError(f"{command}: {answer.output.decode(errors='replace')}")
-
-        await channel.channel_ready()
-        seconds = []
-        try:
-            for command in commands:
-                begin = time.perf_counter()
-                await asyncio.gather(*(ask(command, sandbox) for sandbox in sandboxes))
-                seconds.append(time.perf_counter() - begin)
-        finally:
-            for sandbox in sandboxes if "DEL" in commands else ():
-                sandbox.remove()
+                ).SerializeToString()
+                for sandbox in sandboxes
+            ]
+            taken, answers = call_all(SOCKET, "/weft.cni.v1.Cni/Execute", requests)
+            for answer in map(cni_pb2.ExecuteResponse.FromString, answers):
+                if answer.exit_code != 0:
+                    raise RuntimeError(f"{command}: {answer.output.decode(errors='replace')}")
+            seconds.append(taken)
+    finally:
+        for sandbox in sandboxes if "DEL" in commands else ():
+            sandbox.remove()
     return seconds
 
 
@@ -230,7 +223,7 @@ def main() -> None:
     """Measures as the arguments say (families, rounds, pods at once, how often), or only attaches pods."""
     family, *numbers = sys.argv[1:]
     if family == "attach":
-        asyncio.run(burst(int(numbers[0]), ("ADD",)))
+        burst(int(numbers[0]), ("ADD",))
         return
     rounds, pods, bursts = map(int, numbers)
     result: dict[str, Any] = {
@@ -240,8 +233,10 @@ def main() -> None:
         "batches": [],
     }
     for _ in range(bursts):
-        result["burst"].append(asyncio.run(burst(pods)))
+        result["burst"].append(burst(pods))
+        time.sleep(SETTLE_BURST_SECONDS)
         result["batches"].append(batches(family, pods))
+        time.sleep(SETTLE_BURST_SECONDS)
     json.dump(result, sys.stdout)
 
 

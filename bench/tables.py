@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,6 +42,29 @@ def ratio(measured: Mapping[str, Sequence[float]], name: str, base: str) -> floa
     return statistics.median(one / other for one, other in pairs)
 
 
+def percentile(values: Sequence[float], part: float) -> float:
+    """Return the smallest value that at least this part (0 to 1) of all values do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Return an interval that holds the median with at least this confidence, whatever the distribution.
+
+    By order statistics: how many of n values lie below the median is binomial. With too few values it is the
+    whole range.
+    """
+    ordered, count = sorted(values), len(values)
+    outside, place = 0.0, 0
+    while place < count // 2:
+        outside += 2 * math.comb(count, place) / 2**count
+        if outside > 1 - confidence:
+            break
+        place += 1
+    low = max(0, place - 1)
+    return ordered[low], ordered[count - 1 - low]
+
+
 def comparison(
     title: str,
     measured: Mapping[str, Sequence[float]],
@@ -54,7 +78,7 @@ def comparison(
     rows = []
     for name, values in measured.items():
         ordered = sorted(values)
-        late = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+        late = percentile(ordered, 0.95)
         figures = (ordered[0], statistics.median(ordered), late)
         rows.append(
             (name, *(f"{value / unit:.2f}" for value in figures), f"{ratio(measured, name, base):.2f}")

@@ -21,6 +21,7 @@ from datapath.netlink.routes import decode_route, get_routes
 from datapath.netlink.transport import Socket
 from datapath.netns import open_namespace
 from datapath.nft.connection import Nft
+from datapath.nft.hostports import HostPort
 from datapath.snapshot import SnapshotError
 from datapath.sync import Sync
 from ipam import messages, reading
@@ -125,8 +126,9 @@ class NodeState:
 
 
 def _attachment(record: Record) -> Attachment:
+    ports = tuple(HostPort(*each) for each in record.ports)
     return Attachment(
-        record.host_link, record.netns, record.key.ifname, record.mac, record.mtu, record.addresses
+        record.host_link, record.netns, record.key.ifname, record.mac, record.mtu, record.addresses, ports
     )
 
 

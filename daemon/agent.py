@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import shutil
 import signal
@@ -22,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from daemon import collection, tracking, upkeep
 from daemon import health as http
-from daemon import tracking, upkeep
 from daemon.admin import paths as admin_paths
 from daemon.admin import server as admin
 from daemon.admin.sources import Health as AdminHealth
@@ -185,6 +184,7 @@ class Agent:
             metrics=self.metrics,
             recorder=self.recorder,
             on_addresses=self.connection.forsake,
+            on_local=lambda: self.services.look(),
         )
         self.sweeper = Sweeper(
             deleted=self.metrics.flows_deleted.inc,
@@ -203,7 +203,11 @@ class Agent:
             on_applied=ServiceFollowers(self.sweeper, self.health_ports, self._local).follow,
         )
         self.leases = Leases(self.paths.leases)
-        self.attachments = Attachments(Allocator(self.leases, cooldown=config.cooldown_seconds))
+        loop = asyncio.get_running_loop()
+        self.attachments = Attachments(
+            Allocator(self.leases, cooldown=config.cooldown_seconds),
+            on_stale_flows=lambda stale: loop.call_soon_threadsafe(self.sweeper.offer, stale),
+        )
         self.deletions = Deletions(self.paths.deletions)
         self.cni = CniService(
             writer=self.writer,
@@ -258,6 +262,7 @@ class Agent:
             self._tasks.append(group.create_task(_never_ending(name, body), name=name))
 
         config, findings = self.config, self.findings
+        collection.slow_down()
         forever("heartbeat", self.health.run())
         forever(
             "health", http.serve(config.health_address, self.health.routes(), findings, key="healthAddress")
@@ -296,19 +301,23 @@ class Agent:
             forever("record of the desired state", self.recorder.run())
             await self.reconciler.wait_synced()
             forever("services", self.services.run())
+            # A daemon that was killed may have brought or taken host ports without this.
+            self.attachments.tell_flows()
             forever("stale flows", self.sweeper.run())
             forever("health check ports", self.health_ports.run())
             self.health.set(KERNEL)
             forever(
                 "connection tracking", tracking.keep(self.config, self.writer, self.findings, self.metrics)
             )
-            # What start-up made lives as long as the process: no collection need walk it again.
-            gc.collect()
-            gc.freeze()
+            collection.settle()
             await self.cni_server.start()
         forever("CNI socket", self.cni_server.run())
         forever("garbage", self.garbage.run())
         forever("conflist", self.conflist.run())
+        forever(
+            "host ports",
+            upkeep.check_host_ports(self.attachments.ipam.records, self.services.catalog.holder, findings),
+        )
         forever(
             "node condition", upkeep.keep_condition(self.connection, self.store, self.node_name, findings)
         )

@@ -86,8 +86,13 @@ class Reconciler:
         namespace: int | None = None,
         recorder: Recorder | None = None,
         on_addresses: Callable[[Collection[Address]], None] = lambda _: None,
+        on_local: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_addresses` is told of addresses of the machine, not of pods, that came or went."""
+        """Connect the parts.
+
+        `on_addresses` is told of addresses of the machine, not of pods, that came or went; `on_local` is
+        called when this node's own network has become another.
+        """
         self.network = Network(node_name, config)
         self.last_sync = 0.0
         self.repairs = 0
@@ -102,6 +107,7 @@ class Reconciler:
         self._recorder = recorder
         self._noted: dict[str, Node] = {}
         self._on_addresses = on_addresses
+        self._on_local = on_local
         self._links: tuple[HostLink, ...] = ()
         self._look_at_links = True
         self._dirty: set[str] = set()
@@ -244,6 +250,8 @@ class Reconciler:
         self._note_nodes(dirty)
         before = self.local
         self.network.take(self._store.nodes, dirty, self._links)
+        if self.local != before:
+            self._on_local()
         if self.network.pending:
             await self._compile(before)
         self._report_problems()

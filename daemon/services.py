@@ -9,13 +9,12 @@ changed.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import structlog
 
-from daemon.cluster.store import ENDPOINT_SLICE, NODE, SERVICE, SERVICE_CIDR
+from daemon.cluster.store import ENDPOINT_SLICE, NODE, SERVICE, SERVICE_CIDR, Key
 from daemon.compile.catalog import Catalog
 from daemon.compile.endpoints import Site
 from daemon.compile.service_routes import SERVICE_ROUTES, service_cidrs, service_routes
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
     from daemon.cluster.model import Service
-    from daemon.cluster.store import Key, Store, Subscription
+    from daemon.cluster.store import Store, Subscription
     from daemon.compile.local import LocalNetwork
     from daemon.config import Config
     from daemon.findings import Findings
@@ -44,6 +43,7 @@ log = structlog.get_logger()
 
 SLICE = 100
 """Services that are compiled in one go: some 10 ms, in which the loop serves nobody else."""
+RETRY_SECONDS = 1.0
 PROBLEMS = ("ServiceIncomplete", "ServiceConflict")
 MAX_PROBLEMS = 50
 """Problems that become findings."""
@@ -115,6 +115,11 @@ class Services:
         self._writer.offer(changes)
         self._record(changes, local)
 
+    def look(self) -> None:
+        """Say that this node's own network may have become another."""
+        if self._subscription is not None:
+            self._subscription.mark(Key(NODE, self._node_name))
+
     async def run(self) -> None:
         """Serve for ever, after `prepare`.
 
@@ -127,8 +132,12 @@ class Services:
                 self._tell()
             while True:
                 self._take(await self._subscription.next())
-                with suppress(_PutOffError), self._progress.round():
-                    await self._turn()
+                try:
+                    with self._progress.round():
+                        await self._turn()
+                except _PutOffError:
+                    # What waits is told once the kernel has it, also when nothing else changes.
+                    asyncio.get_running_loop().call_later(RETRY_SECONDS, self.look)
         finally:
             self._store.unsubscribe(self._subscription)
 

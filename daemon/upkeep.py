@@ -14,14 +14,16 @@ from daemon import preflight
 from daemon.cluster.connection import ApiError, UnreachableError
 from daemon.cluster.model import Prefix
 from daemon.cluster.store import NODE, SERVICE_CIDR, Key
+from daemon.compile.hostports import HIDES_NODE_PORT, hidden_node_ports
 from daemon.compile.tables import table_options
 from daemon.events import mark_network_available
+from daemon.findings import Finding
 from datapath import probe, surroundings
 from datapath.errors import DatapathError
 from datapath.netlink.transport import NETLINK_NETFILTER, Socket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from daemon.cluster.connection import Connection
     from daemon.cluster.store import Store
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
     from daemon.config import Config
     from daemon.findings import Findings
     from daemon.metrics import Metrics
+    from datapath.nft.frontends import Frontend
     from datapath.surroundings import Surroundings
     from datapath.writer import Writer
+    from ipam.record import Record
 
 log = structlog.get_logger()
 
@@ -103,6 +107,19 @@ async def check_kernel(config: Config, findings: Findings) -> None:
     """Try once what the kernel can do; returns when that is known."""
     missing = await asyncio.to_thread(probe.missing_features, table_options(config))
     findings.replace(preflight.KERNEL_NAMES, preflight.check_kernel(missing))
+
+
+async def check_host_ports(
+    records: Callable[[], Iterable[Record]], holder: Callable[[Frontend], str], findings: Findings
+) -> None:
+    """Look for Services whose node ports are taken by pods of this node.
+
+    Either side may change at any time, and a pass over a node's few pods costs less than following both.
+    """
+    while True:
+        found = [Finding(*problem) for problem in hidden_node_ports(records(), holder)]
+        findings.replace((HIDES_NODE_PORT,), found)
+        await asyncio.sleep(SAMPLE_SECONDS)
 
 
 async def check_machine(findings: Findings) -> None:

@@ -22,12 +22,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from datapath import sysctls
-from datapath.desired import LinkAddress, Neighbour, PodLink, Route
+from datapath.desired import LinkAddress, Neighbour, PodLink, Route, Sysctl
 from datapath.errors import AttachError, DatapathError, InterfaceExistsError, NetlinkError
 from datapath.netlink.addresses import new_address
 from datapath.netlink.links import (
     IPV4_ARP_NOTIFY,
     IPV4_FORWARDING,
+    IPV4_ROUTE_LOCALNET,
     LOOPBACK_INDEX,
     VethPair,
     address_family_settings,
@@ -42,12 +43,14 @@ from datapath.netlink.neighbours import learned_neighbour, new_neighbour
 from datapath.netlink.routes import PROTOCOL_BOOT, new_route
 from datapath.netlink.transport import Socket
 from datapath.netns import entered, open_namespace
+from datapath.nft.hostports import is_on_loopback
 from datapath.text import parse_address
 
 if TYPE_CHECKING:
     from datapath.desired import Address, KernelObject, Mac
     from datapath.netlink.links import LinkState
     from datapath.netlink.transport import Message
+    from datapath.nft.hostports import HostPort
 
 GATEWAYS = {4: parse_address("169.254.1.1"), 16: parse_address("fe80::1")}
 """What pods have as their default gateway, by address length: the node's end of each veth."""
@@ -59,6 +62,9 @@ DOOMED_GROUP = 0x77656674
 """IFLA_GROUP of detached links that wait to be destroyed ("weft"); everything in it is deleted."""
 
 _HOST_SETTINGS = address_family_settings({IPV4_FORWARDING: 1}, ipv6_link_local=False)
+_LOOPBACK_SETTINGS = address_family_settings(
+    {IPV4_FORWARDING: 1, IPV4_ROUTE_LOCALNET: 1}, ipv6_link_local=False
+)
 _POD_SETTINGS = address_family_settings({IPV4_ARP_NOTIFY: 1})
 _ANYWHERE = {4: bytes(4), 16: bytes(16)}
 
@@ -77,6 +83,7 @@ class AttachRequest:
         addresses: the pod's, at most one of each family.
         sources: the node's addresses, which the node prefers as source when it talks to the pod.
         alias: IFLA_IFALIAS of the node's end, at most 255 bytes: from it a lost database is rebuilt.
+        ports: ports of the node that lead to the pod.
     """
 
     netns: str
@@ -88,6 +95,7 @@ class AttachRequest:
     sources: tuple[Address, ...] = ()
     alias: str = ""
     host_mac: Mac = HOST_MAC
+    ports: tuple[HostPort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +108,7 @@ class Attachment:
     mac: Mac
     mtu: int
     addresses: tuple[Address, ...]
+    ports: tuple[HostPort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +159,9 @@ def attach(
             _wire_pod(request, namespace, home, pod_index)
             wired = time.perf_counter()
             if objects is None:
-                objects = host_objects_of(request.host_link, request.addresses, request.sources)
+                objects = host_objects_of(
+                    request.host_link, request.addresses, request.sources, request.ports
+                )
             host.batch(_host_messages(request, objects, index), f"link {request.host_link} can't be set up")
         except InterfaceExistsError:
             raise
@@ -195,15 +206,20 @@ def host_objects(attachment: Attachment, sources: tuple[Address, ...]) -> tuple[
 
     Neighbours are not among it: the kernel keeps them itself, and the pod's MAC address may change.
     """
-    return host_objects_of(attachment.host_link, attachment.addresses, sources)
+    return host_objects_of(attachment.host_link, attachment.addresses, sources, attachment.ports)
 
 
 def host_objects_of(
-    link: str, addresses: tuple[Address, ...], sources: tuple[Address, ...]
+    link: str,
+    addresses: tuple[Address, ...],
+    sources: tuple[Address, ...],
+    ports: tuple[HostPort, ...] = (),
 ) -> tuple[KernelObject, ...]:
     """Return the same for a pod that is to be wired."""
     by_size = {len(source): source for source in sources}
     objects: list[KernelObject] = [PodLink(link)]
+    if ports and is_on_loopback(addresses, ports):
+        objects.append(Sysctl(f"net/ipv4/conf/{link}/route_localnet", "1"))
     for address in addresses:
         size = len(address)
         objects.append(LinkAddress(link, GATEWAYS[size], 8 * size))
@@ -283,9 +299,12 @@ def _wire_pod(request: AttachRequest, namespace: int, home: int | None, index: i
 def _host_messages(request: AttachRequest, objects: tuple[KernelObject, ...], index: int) -> list[Message]:
     """The neighbours come when both ends are up: an end without carrier drops what is not permanent."""
     link = request.host_link
+    settings = _HOST_SETTINGS
+    if request.ports and is_on_loopback(request.addresses, request.ports):
+        settings = _LOOPBACK_SETTINGS
     # Settings first: with the other end up, a link-local address would be generated at once.
     messages = [
-        set_link(index, alias=request.alias, settings=_HOST_SETTINGS),
+        set_link(index, alias=request.alias, settings=settings),
         set_link(index, up=True),
     ]
     for each in objects:

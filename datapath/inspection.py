@@ -11,7 +11,8 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from datapath.attachment import DOOMED_GROUP, GATEWAYS
+from datapath.attachment import DOOMED_GROUP, GATEWAYS, host_objects
+from datapath.desired import Sysctl
 from datapath.errors import NamespaceError, NetlinkError
 from datapath.netlink.addresses import decode_address, get_addresses
 from datapath.netlink.links import IFF_LOWER_UP, decode_link, get_link
@@ -19,15 +20,17 @@ from datapath.netlink.neighbours import decode_neighbour, get_neighbours
 from datapath.netlink.routes import TABLE_MAIN, decode_route, get_routes
 from datapath.netlink.transport import Socket
 from datapath.netns import open_namespace
+from datapath.nft.hostports import host_port_elements, show_place
+from datapath.observe import read_setting
 from datapath.text import address as show
 from datapath.text import mac as show_mac
 from datapath.text import prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from datapath.attachment import Attachment
-    from datapath.desired import Address, Mac
+    from datapath.desired import Address, Mac, SetKey
     from datapath.netlink.links import LinkState
     from datapath.netlink.routes import RouteState
 
@@ -57,6 +60,32 @@ def inspect(host: Socket, attachment: Attachment) -> tuple[str, ...]:
             faults += _pod_faults(host, pod, attachment, here)
     finally:
         os.close(namespace)
+    return tuple(faults)
+
+
+def inspect_ports(
+    elements: Callable[[SetKey], Mapping[bytes, bytes]], attachment: Attachment
+) -> tuple[str, ...]:
+    """Return what is wrong with an attachment's host ports, empty when they are sound.
+
+    Args:
+        elements: returns what a set of ours holds in the kernel.
+        attachment: what was wired.
+
+    Raises:
+        DatapathError: the kernel could not be read.
+    """
+    faults = []
+    for wanted in host_port_elements(attachment.addresses, attachment.ports):
+        held = elements(wanted.key)
+        faults += [
+            f"host port {show_place(wanted, place)} does not lead to the pod"
+            for place, target in wanted.elements.items()
+            if held.get(place) != target
+        ]
+    for each in host_objects(attachment, ()):
+        if isinstance(each, Sysctl) and read_setting(each.path) != each.value:
+            faults.append(f"the node does not reach the pod by 127.0.0.1: {each.path} is not {each.value}")
     return tuple(faults)
 
 

@@ -16,6 +16,7 @@ from datapath.desired import Fragment, Route
 from datapath.errors import DatapathError
 from datapath.fragments import Touched
 from datapath.netlink.links import decode_link, get_links
+from datapath.nft.hostports import host_port_elements, host_port_sets, read_host_ports
 from datapath.nft.tables import pod_sources
 from datapath.underlay import read_links
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from datapath.attachment import Attached, Attachment, AttachRequest, Detached
     from datapath.desired import Address, FragmentKey
     from datapath.netlink.links import LinkState
+    from datapath.nft.hostports import HostPort
     from datapath.sync import Sync
     from datapath.underlay import HostLink
 
@@ -43,10 +45,10 @@ def attachment_fragment(attachment: Attachment, sources: tuple[Address, ...]) ->
         attachment: a wired pod.
         sources: the node's address per family, preferred source towards the pod.
     """
-    return Fragment(
-        objects=host_objects(attachment, sources),
-        elements=pod_sources(attachment.host_link, attachment.addresses),
-    )
+    elements = pod_sources(attachment.host_link, attachment.addresses)
+    if attachment.ports:
+        elements += host_port_elements(attachment.addresses, attachment.ports)
+    return Fragment(objects=host_objects(attachment, sources), elements=elements)
 
 
 def readdressed(sync: Sync, sources: tuple[Address, ...]) -> dict[FragmentKey, Fragment | None]:
@@ -66,10 +68,11 @@ def readdressed(sync: Sync, sources: tuple[Address, ...]) -> dict[FragmentKey, F
 
 
 def _fragment(request: AttachRequest) -> Fragment:
-    return Fragment(
-        objects=host_objects_of(request.host_link, request.addresses, request.sources),
-        elements=pod_sources(request.host_link, request.addresses),
-    )
+    elements = pod_sources(request.host_link, request.addresses)
+    if request.ports:
+        elements += host_port_elements(request.addresses, request.ports)
+    objects = host_objects_of(request.host_link, request.addresses, request.sources, request.ports)
+    return Fragment(objects=objects, elements=elements)
 
 
 class Kernel:
@@ -142,7 +145,15 @@ class Kernel:
 
     def inspect(self, attachment: Attachment) -> tuple[str, ...]:
         """Return what is wrong with an attachment, in words; nothing when all is well."""
-        return inspection.inspect(self._sync.route, attachment)
+        faults = inspection.inspect(self._sync.route, attachment)
+        if attachment.ports:
+            faults += inspection.inspect_ports(self._sync.ruleset.elements, attachment)
+        return faults
+
+    def host_ports(self) -> dict[Address, tuple[HostPort, ...]]:
+        """Return which ports of the node lead to pods, by address of the pod, as nftables has them."""
+        elements = self._sync.ruleset.elements
+        return read_host_ports({key: elements(key) for key in host_port_sets()})
 
     def links(self) -> list[LinkState]:
         """Return all links of the node."""

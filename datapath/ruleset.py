@@ -40,6 +40,7 @@ class RulesetSync:
         self._planned_in_full = False
         self._pending: deque[Transaction] = deque()
         self._touched: dict[SetKey, set[bytes]] = {}
+        self._planned: Mapping[SetKey, set[bytes]] = {}
         self._restructured: set[tuple[int, str]] = set()
         self.failure: DatapathError | None = None
         """Why the last attempt did not succeed; it is made again when somebody calls `invalidate`."""
@@ -78,8 +79,8 @@ class RulesetSync:
             elif self._restructured:
                 self._plan_structure()
             elif self._touched:
-                touched, self._touched = self._touched, {}
-                self._plan_elements(touched)
+                self._planned, self._touched = self._touched, {}
+                self._plan_elements(self._planned)
                 if len(self._pending) == 1:  # the rule: one change of one service
                     self._commit(self._pending.popleft())
             if self._again and not self._pending:
@@ -113,14 +114,19 @@ class RulesetSync:
         if self._unread:
             self._commit_all()
         elif waiting:
-            # A plan of everything was made without what was just done, so all is read again after it.
+            # A plan of everything was made without what was just done, so all is read again after it; also
+            # after a plan of the same elements, which may undo it.
             self._pending, self._planned_in_full = waiting, in_full
-            self._again |= in_full
+            self._again |= in_full or self._overlap(touched.elements)
 
     def difference(self) -> tuple[Change, ...]:
         """Return what is different now, reading everything; changes nothing. Raises DatapathError."""
         found = plan(self._ruleset(), self._nft.read())
         return tuple(change for transaction in found for change in transaction.changes)
+
+    def elements(self, key: SetKey) -> Mapping[bytes, bytes]:
+        """Return the elements that the kernel holds in one set of ours. Raises DatapathError."""
+        return self._nft.elements(key)
 
     def _plan_all(self) -> None:
         observed = self._nft.read()
@@ -139,7 +145,7 @@ class RulesetSync:
 
     def _plan_structure(self) -> None:
         """Plan changes of tables from what is known of them; what that can't do, a reading does."""
-        self._planned_in_full = False
+        self._planned_in_full, self._planned = False, {}
         names, self._restructured = self._restructured, set()
         for name in names:
             old, new = self._tables.get(name), self._desired.tables.get(name)
@@ -165,6 +171,10 @@ class RulesetSync:
                 del known[each]
             known.update(after)
         self._pending.extend(change_elements(changes))
+
+    def _overlap(self, touched: Mapping[SetKey, set[bytes]]) -> bool:
+        """Whether any of these elements is in the latest plan of touched ones."""
+        return any(not self._planned.get(key, set()).isdisjoint(found) for key, found in touched.items())
 
     def _commit_all(self) -> None:
         """Read, plan and commit everything at once."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ipam.errors import DuplicateError, ExhaustedError, IpamError
+from ipam import ports as host_ports
+from ipam.errors import DuplicateError, ExhaustedError, IpamError, PortTakenError
 from ipam.pool import QUEUE_LIMIT, RESERVED_LOW, Released, Usage, choose
 from ipam.record import Record, State
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ipam.pool import Pool
+    from ipam.ports import PortMapping
     from ipam.record import AttachmentKey
     from ipam.store import Store
 
@@ -62,6 +64,7 @@ class Wish:
         mac: of the pod's interface.
         mtu: of the pod's interface.
         pod: the pod's namespace, name and UID, as far as known.
+        ports: ports of the node that are to lead to the pod.
     """
 
     key: AttachmentKey
@@ -71,6 +74,7 @@ class Wish:
     mac: bytes
     mtu: int
     pod: tuple[str, str, str] = ("", "", "")
+    ports: tuple[PortMapping, ...] = ()
 
 
 class Allocator:
@@ -99,15 +103,17 @@ class Allocator:
         mac: bytes,
         mtu: int,
         pod: tuple[str, str, str] = ("", "", ""),
+        ports: tuple[PortMapping, ...] = (),
     ) -> Record:
         """Record the intent to attach, with one address of each family that the pools have; see `Wish`.
 
         Raises:
             ExhaustedError: a family has no address left; nothing was recorded.
+            PortTakenError: another attachment holds one of the ports; nothing was recorded.
             DuplicateError: the key or the link is recorded already.
             StoreError: the database can't be written.
         """
-        (found,) = self.reserve_all((Wish(key, pools, netns, host_link, mac, mtu, pod),))
+        (found,) = self.reserve_all((Wish(key, pools, netns, host_link, mac, mtu, pod, ports),))
         if isinstance(found, IpamError):
             raise found
         return found
@@ -124,7 +130,7 @@ class Allocator:
         found: list[Record | IpamError] = []
         for wish in wishes:
             try:
-                found.append(self._choose_all(wish, now))
+                found.append(self._choose_all(wish, now, found))
             except IpamError as error:
                 found.append(error)
         try:
@@ -137,10 +143,12 @@ class Allocator:
             return [error]
         return found
 
-    def _choose_all(self, wish: Wish, now: int) -> Record:
+    def _choose_all(self, wish: Wish, now: int, others: Iterable[Record | IpamError]) -> Record:
         if wish.key in self.store.records:
             raise DuplicateError(f"attachment {wish.key} is recorded already")
         chosen = [self._choose(family, now) for family in _by_family(wish.pools)]
+        if wish.ports:
+            _require_free(wish.ports, chosen, (*self.store.records.values(), *others))
         for address in chosen:
             for queue in self._queues.values():
                 if number := queue.number(address):
@@ -157,6 +165,7 @@ class Allocator:
             pod_name=wish.pod[1],
             pod_uid=wish.pod[2],
             created=now / _SECOND,
+            ports=wish.ports,
         )
 
     def confirm(self, *keys: AttachmentKey) -> list[Record]:
@@ -272,6 +281,17 @@ class Allocator:
             cursor=network + cursor,
             waiting=dict.fromkeys([*waiting, *gaps]),
         )
+
+
+def _require_free(
+    ports: tuple[PortMapping, ...], addresses: Iterable[bytes], others: Iterable[Record | IpamError]
+) -> None:
+    wanted = host_ports.claims(ports, map(len, addresses))
+    for other in others:
+        if isinstance(other, Record) and other.ports:
+            held = host_ports.claims(other.ports, map(len, other.addresses))
+            for claim in sorted(wanted.keys() & held.keys()):
+                raise PortTakenError(wanted[claim], other)
 
 
 def _by_family(pools: Sequence[Pool]) -> list[list[Pool]]:

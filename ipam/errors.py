@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ipam.ports import PortMapping
+    from ipam.record import Record
+
 
 class IpamError(Exception):
     """Addresses could not be handed out or taken back."""
@@ -34,6 +40,22 @@ class UnknownAttachmentError(IpamError):
 
 class DuplicateError(IpamError):
     """The attachment, its link or one of its addresses is recorded already; nothing was changed."""
+
+
+class PortTakenError(IpamError):
+    """Another attachment holds a host port; nothing was recorded.
+
+    Attributes:
+        holder: that attachment.
+    """
+
+    def __init__(self, port: PortMapping, holder: Record) -> None:
+        self.holder = holder
+        pod = f"{holder.pod_namespace}/{holder.pod_name}" if holder.pod_name else "a pod without a name"
+        super().__init__(
+            f"host port {port} is held by pod {pod} (container {holder.key.container_id}); delete that pod, "
+            "or give one of the two another hostPort, hostIP or protocol"
+        )
 
 
 class AliasError(IpamError):

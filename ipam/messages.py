@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from ipam.ports import NAMES
 from weft_rpc import admin_pb2
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from ipam.audit import Fault
     from ipam.pool import Usage
+    from ipam.ports import PortMapping
     from ipam.record import Record
 
 _MOST = 2**64 - 1
@@ -38,6 +40,16 @@ def _attachment(record: Record, now: float) -> admin_pb2.Attachment:
         pod_uid=record.pod_uid,
         state=record.state.name.lower(),
         age_seconds=max(0.0, now - record.created),
+        ports=[_port(each) for each in record.ports],
+    )
+
+
+def _port(port: PortMapping) -> admin_pb2.HostPort:
+    return admin_pb2.HostPort(
+        host_ip=str(ip_address(port.host_address)) if port.host_address else "",
+        host_port=port.host_port,
+        container_port=port.container_port,
+        protocol=NAMES[port.protocol],
     )
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from ipam.ports import PortMapping
 
 
 class AttachmentKey(NamedTuple):
@@ -47,6 +50,7 @@ class Record:
         pod_namespace: of the pod, as are pod_name and pod_uid; for people, never for decisions; may be "".
         state: how far it got.
         created: seconds of CLOCK_BOOTTIME.
+        ports: ports of the node that lead to the pod, as its ADD asked for them.
     """
 
     key: AttachmentKey
@@ -60,6 +64,7 @@ class Record:
     pod_uid: str = ""
     state: State = State.PENDING
     created: float = 0.0
+    ports: tuple[PortMapping, ...] = ()
 
     def in_state(self, state: State) -> Record:
         """Return the record with another state."""
@@ -76,4 +81,5 @@ class Record:
             self.pod_uid,
             state,
             self.created,
+            self.ports,
         )

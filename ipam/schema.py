@@ -31,6 +31,7 @@ STEPS: Final[Sequence[Step]] = (
         """CREATE TABLE released (
         position INTEGER PRIMARY KEY, address BLOB NOT NULL UNIQUE, at INTEGER NOT NULL) STRICT""",
     ),
+    ("ALTER TABLE attachments ADD COLUMN ports TEXT NOT NULL DEFAULT ''",),
 )
 """Statements that bring a database from one version to the next; the first step makes version 1."""
 

@@ -18,6 +18,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from ipam import ports
 from ipam.errors import DuplicateError, StoreError, UnknownAttachmentError, UnreadableStoreError
 from ipam.record import AttachmentKey, Record, State
 from ipam.schema import NewerSchemaError, upgrade
@@ -33,7 +34,7 @@ _TRANSIENT = frozenset(
 )
 """Failures that say nothing against the file."""
 
-_INSERT = "INSERT INTO attachments VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_INSERT = "INSERT INTO attachments VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _STATE = "UPDATE attachments SET state=? WHERE network=? AND container_id=? AND ifname=?"
 _DELETE = "DELETE FROM attachments WHERE network=? AND container_id=? AND ifname=?"
 _REST = "INSERT INTO released (address, at) VALUES (?,?)"
@@ -331,6 +332,7 @@ def _row(record: Record) -> tuple[Any, ...]:
         record.pod_uid,
         int(record.state),
         record.created,
+        ports.write(record.ports) if record.ports else "",
     )
 
 
@@ -348,4 +350,5 @@ def record_of(row: tuple[Any, ...]) -> Record:
         pod_uid=row[11],
         state=State(row[12]),
         created=row[13],
+        ports=ports.read(row[14]),
     )

@@ -93,6 +93,8 @@ def _show(pods_per_node: int, console: Console, client: Client, step: Any) -> No
     replies = tour(client, shown["nodes"][0], [pod["metadata"]["name"] for pod in pods])
     console.print(tables.tour(replies))
     console.print()
+    console.print(f"[bold]{names[0]}# weftctl services")
+    console.print(weftctl(client, names[0], "services"), highlight=False, markup=False)
     step(f"{ASKS * len(replies)} questions to Services")
     faults += [
         f"{reply.question.client} asks {reply.question.what} at {reply.question.address}: {reply.fault}"

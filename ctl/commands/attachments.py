@@ -11,6 +11,14 @@ from ctl.render import Column, Report, Table, age
 
 if TYPE_CHECKING:
     from ctl.invocation import Invocation
+    from weft_rpc import admin_pb2
+
+
+def _port(port: admin_pb2.HostPort) -> str:
+    """Render a host port as the daemon's messages do: 192.0.2.1:8080->80/tcp."""
+    host = f"[{port.host_ip}]:" if ":" in port.host_ip else f"{port.host_ip}:" if port.host_ip else ""
+    return f"{host}{port.host_port}->{port.container_port}/{port.protocol}"
+
 
 _COLUMNS = (
     Column("NAMESPACE", lambda row: row.pod_namespace),
@@ -21,6 +29,7 @@ _COLUMNS = (
     Column("STATE", lambda row: row.state, style=lambda row: "" if row.state == "attached" else "yellow"),
     Column("AGE", lambda row: age(row.age_seconds), right=True),
     Column("CONTAINER", lambda row: row.container_id[:12]),
+    Column("HOST PORTS", lambda row: ", ".join(map(_port, row.ports)), wide=True),
     Column("NETWORK", lambda row: row.network, wide=True),
     Column("MAC", lambda row: row.mac, wide=True),
     Column("MTU", lambda row: str(row.mtu or ""), wide=True, right=True),

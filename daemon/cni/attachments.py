@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from daemon.cni.errors import CniError, Code
 from daemon.cni.naming import is_host_link, names
+from daemon.compile.hostports import stale_flows
 from datapath.attachment import DOOMED_GROUP, Attachment, AttachRequest
 from datapath.errors import DatapathError, NamespaceError, NamespaceGoneError, NotANamespaceError
 from datapath.netns import open_namespace
+from datapath.nft.hostports import HostPort
 from ipam import alias
 from ipam.allocator import Wish
-from ipam.errors import AliasError, IpamError
+from ipam.errors import AliasError, IpamError, PortTakenError
+from ipam.ports import PortMapping
 from ipam.record import Record, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from datapath.attachment import Attached
+    from datapath.conntrack import StaleFlows
     from datapath.desired import Address
     from ipam.allocator import Allocator
     from ipam.pool import Pool
@@ -75,6 +79,9 @@ class Kernel(Protocol):
     def links(self) -> Sequence[Link]:
         """All links of the node."""
 
+    def host_ports(self) -> Mapping[Address, tuple[HostPort, ...]]:
+        """Ports of the node that lead to pods, by address of the pod."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -87,6 +94,7 @@ class Request:
         sources: the node's address per family, preferred source of the pod's host routes.
         mtu: of the pod's interface.
         pod: the pod's namespace, name and UID, as far as the runtime told.
+        ports: ports of the node that are to lead to the pod.
     """
 
     key: AttachmentKey
@@ -95,6 +103,7 @@ class Request:
     sources: tuple[Address, ...]
     mtu: int
     pod: tuple[str, str, str]
+    ports: tuple[PortMapping, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +152,32 @@ class _Add:
 class Attachments:
     """All attachments of this node."""
 
-    def __init__(self, ipam: Allocator, *, lives: Callable[[str], bool] | None = None) -> None:
-        """Make it; `lives` says whether there is a network namespace at a path (tests have their own)."""
+    def __init__(
+        self,
+        ipam: Allocator,
+        *,
+        lives: Callable[[str], bool] | None = None,
+        on_stale_flows: Callable[[StaleFlows], object] = lambda _: None,
+    ) -> None:
+        """Make it.
+
+        Args:
+            ipam: the records.
+            lives: says whether there is a network namespace at a path (tests have their own).
+            on_stale_flows: told, on the caller's thread, of flows that a host port which came or went left
+                leading nowhere.
+        """
         self.ipam = ipam
         self._lives = lives or is_namespace
+        self._on_stale_flows = on_stale_flows
 
     def add(self, kernel: Kernel, request: Request) -> Added:
         """Attach a pod.
 
         Raises:
             CniError: it is attached already, or its name can't be noted in the kernel.
-            IpamError: no address left, or the database can't be written; nothing was done.
+            IpamError: no address left, a host port is another's, or the database can't be written; nothing
+                was done.
             DatapathError: the kernel refused; everything was undone.
         """
         (outcome,) = self.add_all(kernel, (request,))
@@ -197,11 +221,21 @@ class Attachments:
                 add.failure = error
             else:
                 wish = Wish(
-                    request.key, request.pools, request.netns, host_link, mac, request.mtu, request.pod
+                    request.key,
+                    request.pools,
+                    request.netns,
+                    host_link,
+                    mac,
+                    request.mtu,
+                    request.pod,
+                    request.ports,
                 )
                 wishes.append((add, wish))
         records = self.ipam.reserve_all([wish for _, wish in wishes])
-        for (add, _), record in zip(wishes, records, strict=True):
+        for (add, wish), found in zip(wishes, records, strict=True):
+            record: Record | Exception = found
+            if isinstance(record, PortTakenError):
+                record = self._take_over(kernel, wish, record, {each.key for _, each in wishes})
             if isinstance(record, Exception):
                 add.failure = record
                 continue
@@ -210,6 +244,22 @@ class Attachments:
                 add.plan = _attach_request(record, add.request.sources)
             except CniError as error:
                 self._give_up(kernel, add, error)
+
+    def _take_over(
+        self, kernel: Kernel, wish: Wish, taken: PortTakenError, busy: Collection[AttachmentKey]
+    ) -> Record | Exception:
+        """Take host ports from the dead whose DEL never came; those of `busy` are being attached."""
+        found: Record | IpamError = taken
+        try:
+            while isinstance(found, PortTakenError) and found.holder.key not in busy:
+                links = {link.name for link in _host_links(kernel.links())}
+                if self._judge(found.holder, links) in ("", _BROKEN):
+                    break
+                self._take_down(kernel, found.holder)
+                (found,) = self.ipam.reserve_all((wish,))
+        except (DatapathError, IpamError) as error:
+            return error
+        return found
 
     def _wire(self, kernel: Kernel, add: _Add) -> None:
         if add.plan is None:
@@ -235,6 +285,8 @@ class Attachments:
         else:
             for add, record in zip(wired, records, strict=True):
                 add.record = record
+                if record.ports:
+                    self._on_stale_flows(stale_flows(record, self.ipam.records()))
 
     def _give_up(self, kernel: Kernel, add: _Add, failure: Exception) -> None:
         """Undo what was done for one; what can't be undone now is recorded, and collected later."""
@@ -276,6 +328,13 @@ class Attachments:
             )
         return record, kernel.inspect(_attachment(record, netns))
 
+    def tell_flows(self) -> None:
+        """Tell of all flows to host ports that may lead nowhere."""
+        records = self.ipam.records()
+        for record in records:
+            if record.ports:
+                self._on_stale_flows(stale_flows(record, records))
+
     def attached(self) -> tuple[Attachment, ...]:
         """Return every complete attachment, for the desired state."""
         return tuple(
@@ -305,7 +364,9 @@ class Attachments:
         return gone, problems
 
     def rebuild(self, kernel: Kernel) -> tuple[str, ...]:
-        """Restore the records of an empty database from the aliases of the host links.
+        """Restore the records of an empty database from the aliases of the host links, and from nftables.
+
+        There the host ports are: an alias is too short for as many as a pod may have.
 
         Returns:
             What is strange about the links, in words.
@@ -342,6 +403,8 @@ class Attachments:
                     created=now,
                 )
             )
+        if records:
+            records = _with_ports(records, kernel.host_ports())
         return (*problems, *self.ipam.restore(records))
 
     def collect(self, kernel: Kernel) -> Collected:
@@ -403,6 +466,8 @@ class Attachments:
         self.ipam.begin_release(record.key)
         kernel.detach(_attachment(record, record.netns))
         self.ipam.release(record.key)
+        if record.ports:
+            self._on_stale_flows(stale_flows(record, self.ipam.records()))
 
 
 _BROKEN = "its host link is gone"
@@ -430,7 +495,32 @@ def _host_links(links: Iterable[Link]) -> list[Link]:
 
 
 def _attachment(record: Record, netns: str) -> Attachment:
-    return Attachment(record.host_link, netns, record.key.ifname, record.mac, record.mtu, record.addresses)
+    return Attachment(
+        record.host_link,
+        netns,
+        record.key.ifname,
+        record.mac,
+        record.mtu,
+        record.addresses,
+        _host_ports(record),
+    )
+
+
+def _host_ports(record: Record) -> tuple[HostPort, ...]:
+    return tuple(HostPort(*each) for each in record.ports) if record.ports else ()
+
+
+def _with_ports(records: Iterable[Record], ports: Mapping[Address, tuple[HostPort, ...]]) -> list[Record]:
+    """Return records with the host ports that the kernel has for their addresses."""
+    return [
+        replace(
+            record,
+            ports=tuple(
+                PortMapping(*each) for address in record.addresses for each in ports.get(address, ())
+            ),
+        )
+        for record in records
+    ]
 
 
 def _attach_request(record: Record, sources: tuple[Address, ...]) -> AttachRequest:
@@ -443,6 +533,7 @@ def _attach_request(record: Record, sources: tuple[Address, ...]) -> AttachReque
         addresses=record.addresses,
         sources=sources,
         alias=_alias(record),
+        ports=_host_ports(record),
     )
 
 

@@ -39,7 +39,7 @@ def content() -> bytes:
         "cniVersion": "1.0.0",
         "cniVersions": list(VERSIONS),
         "name": NETWORK,
-        "plugins": [{"type": PLUGIN}],
+        "plugins": [{"type": PLUGIN, "capabilities": {"portMappings": True}}],
     }
     return json.dumps(configuration, indent=2).encode() + b"\n"
 

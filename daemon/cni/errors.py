@@ -37,6 +37,7 @@ class Code(IntEnum):
     NAMESPACE_UNUSABLE = 105
     FAULTY_ATTACHMENT = 106
     STATE_UNWRITABLE = 107
+    HOST_PORT_TAKEN = 108
     INTERNAL = 199
 
 
@@ -59,6 +60,7 @@ CODES: Mapping[Code, str] = {
     Code.NAMESPACE_UNUSABLE: "CNI_NETNS can't be entered: it is none, or out of the daemon's sight",
     Code.FAULTY_ATTACHMENT: "CHECK: what should be there differs; every fault is named",
     Code.STATE_UNWRITABLE: "the state database in /run/weft can't be written",
+    Code.HOST_PORT_TAKEN: "another pod of this node holds one of the host ports; it is named",
     Code.INTERNAL: "a defect of Weft: the daemon's log has its trace",
 }
 

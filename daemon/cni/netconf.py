@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from daemon.cni import document as json_document
+from daemon.cni import hostports
 from daemon.cni.document import shown
 from daemon.cni.errors import CniError, Code
 from daemon.cni.invocation import KNOWN_ARGS, NAME
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
     from daemon.cni.document import Document
     from daemon.cni.result import Result
+    from ipam.ports import PortMapping
 
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 """The first version that has the command."""
 _REMEMBERED_BYTES = 4096
 _ADDRESSING = ("ipam", "ipMasq")
-_CAPABILITIES = frozenset({"dns"})
+_CAPABILITIES = frozenset({"dns", "portmappings"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class Wish:
 
     previous: Result | None
     dns: Dns
+    ports: tuple[PortMapping, ...] = ()
 
 
 def read(config: bytes, command: str) -> NetConf:
@@ -121,7 +124,8 @@ def wish(conf: NetConf) -> Wish:
         CniError: it asks for what Weft does not do, or can't be read.
     """
     conf.require_supported()
-    return Wish(conf.previous_result(), conf.dns())
+    ports = hostports.read(conf.document.child("runtimeConfig"))
+    return Wish(conf.previous_result(), conf.dns(), ports)
 
 
 @lru_cache(maxsize=16)

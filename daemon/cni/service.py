@@ -28,7 +28,7 @@ from datapath import text
 from datapath.attachment import GATEWAYS, HOST_MAC
 from datapath.errors import DatapathError, InterfaceExistsError, NamespaceError, NamespaceGoneError
 from datapath.writer import StoppedError
-from ipam.errors import ExhaustedError, StoreError
+from ipam.errors import ExhaustedError, PortTakenError, StoreError
 from ipam.pool import Pool
 from ipam.record import AttachmentKey
 from weft_rpc.cni_pb2 import ExecuteResponse
@@ -194,6 +194,7 @@ class CniService:
                 args.get("K8S_POD_NAME", ""),
                 args.get("K8S_POD_UID", ""),
             ),
+            wish.ports,
         )
         async with self._adds:
             added = await self._add_together(trace, request)
@@ -372,6 +373,7 @@ def _explain(error: Exception) -> CniError:
 def _code(error: Exception) -> Code:
     kinds: tuple[tuple[type[Exception], Code], ...] = (
         (ExhaustedError, Code.EXHAUSTED),
+        (PortTakenError, Code.HOST_PORT_TAKEN),
         (StoreError, Code.STATE_UNWRITABLE),
         (InterfaceExistsError, Code.INTERFACE_EXISTS),
         (NamespaceGoneError, Code.UNKNOWN_CONTAINER),

@@ -161,6 +161,10 @@ class Catalog:
             count += 1
         return changes
 
+    def holder(self, frontend: Frontend) -> str:
+        """Return the Service that has got a frontend, as NAMESPACE/NAME; "" when none has."""
+        return self._claims.values.get(frontend, "")
+
     def stale_flows(self) -> dict[Frontend, frozenset[Backend]]:
         """Take the UDP frontends that lost somebody who answered, or just came: with who may answer now.
 

@@ -68,6 +68,7 @@ IPV4_FORWARDING = 1
 IPV4_PROXY_ARP = 3
 IPV4_RP_FILTER = 8
 IPV4_ARP_NOTIFY = 22
+IPV4_ROUTE_LOCALNET = 26
 IPV6_ACCEPT_RA = 3
 IPV6_DISABLE = 26
 
@@ -163,6 +164,14 @@ def decode_link(payload: bytes) -> LinkState:
         ipv4_settings=_part(families.get(socket.AF_INET, b""), _IFLA_INET_CONF),
         ipv6_settings=_part(families.get(socket.AF_INET6, b""), _IFLA_INET6_CONF),
     )
+
+
+def decode_link_name(payload: bytes) -> tuple[int, str, bool]:
+    """Return of the same payload only the index, the name and whether it is up. Raises NetlinkFormatError."""
+    _, _, index, flags, _ = _IFINFOMSG.unpack_from(payload)
+    # The name comes first, and the rest is long.
+    name = next((value for kind, value in items(payload, _IFINFOMSG.size) if kind == _IFLA_IFNAME), b"")
+    return index, text(name), bool(flags & IFF_UP)
 
 
 def decode_pair(payload: bytes) -> tuple[int, int]:

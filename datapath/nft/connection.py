@@ -5,8 +5,10 @@ Used by one thread. Knows no desired state: `plan` decides what is committed.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
+from datapath.errors import NetlinkError
 from datapath.netlink.nfnetlink import read_generation, transact
 from datapath.netlink.transport import NETLINK_NETFILTER, Socket
 from datapath.nft import observe
@@ -14,9 +16,10 @@ from datapath.nft.encode import describe
 from datapath.nft.tables import TABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from datapath.desired import SetKey
     from datapath.netlink.transport import Message
     from datapath.nft.observe import ObservedRuleset
     from datapath.nft.plan import Transaction
@@ -55,6 +58,15 @@ class Nft:
     def read(self) -> ObservedRuleset:
         """Return our tables as they are. Raises NetlinkDumpInterruptedError, NetlinkError."""
         return observe.read(self._socket, self._names)
+
+    def elements(self, key: SetKey) -> Mapping[bytes, bytes]:
+        """Return the elements of one set of ours; none where there is no such set. Raises NetlinkError."""
+        try:
+            return observe.read_elements(self._socket, key) or {}
+        except NetlinkError as error:
+            if error.code != errno.ENOENT:
+                raise
+            return {}
 
     def commit(self, messages: Sequence[Message], action: str, *, generation: int | None = None) -> None:
         """Commit the messages as one transaction: all or nothing.

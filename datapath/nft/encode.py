@@ -53,6 +53,9 @@ _COMMENT = 0
 _LIST_BYTES = 60_000
 """Elements of one message: an attribute ends at 65,535 bytes."""
 
+_HEAD_BYTES = 4
+"""Of an attribute's header."""
+
 _set_ids = count(1)
 
 
@@ -259,11 +262,14 @@ def _type_number(types: tuple[DataType, ...]) -> int:
 def _elements(
     declared: Set, elements: Iterable[tuple[bytes, bytes]], *, keys_only: bool = False
 ) -> Iterator[bytes]:
-    """Encode elements as list items. The parts before key and data are the same for all, so made once."""
+    """Encode elements as list items."""
+    verdicts = declared.data == (VERDICT,)
+    if not declared.interval and (keys_only or not verdicts):
+        yield from _plain_elements(declared, elements, keys_only=keys_only)
+        return
     length = width(declared.key)
     stored = len(declared.key) == 1 and declared.interval
     concatenated = len(declared.key) > 1 and declared.interval
-    verdicts = declared.data == (VERDICT,)
     for encoded, data in elements:
         key, last = encoded[:length], encoded[padded(length) :]
         item = _value(ELEMENT_KEY, key)
@@ -281,6 +287,25 @@ def _elements(
             closing = _value(ELEMENT_KEY, end.to_bytes(length, "big"))
             item += nest(LIST_ITEM, closing, be32(ELEMENT_FLAGS, ELEMENT_INTERVAL_END))
         yield item
+
+
+def _plain_elements(
+    declared: Set, elements: Iterable[tuple[bytes, bytes]], *, keys_only: bool
+) -> Iterator[bytes]:
+    """Encode elements that differ in key and data alone: what stands around these is made once.
+
+    Keys and data come padded, as attributes are.
+    """
+    key, data = bytes(width(declared.key)), bytes(width(declared.data)) if declared.data else b""
+    behind = _value(ELEMENT_DATA, data) if data and not keys_only else b""
+    head = nest(LIST_ITEM, _value(ELEMENT_KEY, key), behind)[: 3 * _HEAD_BYTES]
+    if not behind:
+        for encoded, _ in elements:
+            yield head + encoded
+        return
+    between = behind[: 2 * _HEAD_BYTES]
+    for encoded, value in elements:
+        yield head + encoded + between + value
 
 
 def _value(kind: int, value: bytes) -> bytes:

@@ -180,15 +180,20 @@ def _list(socket: Socket, key: SetKey) -> list[tuple[bytes, bytes, int]]:
 
 
 class _Form(NamedTuple):
-    """What elements of one length have in common: all but the key."""
+    """What elements of one length have in common: all but the key, and the data of a map.
+
+    These stand between `head` and `between` (at `behind_key`) and between that and `tail`.
+    """
 
     head: bytes
+    behind_key: int
+    between: bytes
     tail: bytes
     flags: int
 
 
 def _items(listed: bytes) -> Iterator[tuple[bytes, bytes, int]]:
-    # Elements of a set without data differ in their keys alone, so one is parsed and the others are compared.
+    # Elements of a set differ in key and data alone, so one is parsed and the others are compared.
     forms: dict[int, _Form] = {}
     offset, end = 0, len(listed)
     while offset + _HEAD <= end:
@@ -196,19 +201,36 @@ def _items(listed: bytes) -> Iterator[tuple[bytes, bytes, int]]:
         item = listed[offset + _HEAD : offset + length]
         offset += (length + 3) & ~3
         form = forms.get(length)
-        if form is not None and item.startswith(form.head) and item.endswith(form.tail):
-            yield item[len(form.head) : len(item) - len(form.tail)], b"", form.flags
-            continue
+        if form is not None:
+            head, behind, between, tail, flags = form
+            if item.startswith(head) and item.startswith(between, behind) and item.endswith(tail):
+                yield item[len(head) : behind], item[behind + len(between) : len(item) - len(tail)], flags
+                continue
         attributes = parse(item)
         value = parse(attributes[encode.ELEMENT_KEY])[encode.DATA_VALUE]
         key = value + bytes(-len(value) % 4)
         if encode.ELEMENT_KEY_END in attributes:
             key += parse(attributes[encode.ELEMENT_KEY_END])[encode.DATA_VALUE]
         flags = big_endian(attributes.get(encode.ELEMENT_FLAGS, b""))
-        if attributes.keys() <= {encode.ELEMENT_KEY, encode.ELEMENT_FLAGS} and len(value) % 4 == 0:
-            # The key comes first, behind its own header and that of the value in it.
-            forms[length] = _Form(item[: 2 * _HEAD], item[2 * _HEAD + len(value) :], flags)
-        yield key, _data(attributes.get(encode.ELEMENT_DATA)), flags
+        data = _data(attributes.get(encode.ELEMENT_DATA))
+        if len(value) % 4 == 0 and (found := _form(item, attributes, len(value), flags)) is not None:
+            forms[length] = found
+        yield key, data, flags
+
+
+def _form(item: bytes, attributes: Mapping[int, bytes], key: int, flags: int) -> _Form | None:
+    """Return the form of elements like this one; None for those that have verdicts or more attributes."""
+    # The key comes first, behind its own header and that of the value in it; the data are built alike.
+    behind = 2 * _HEAD + key
+    head = item[: 2 * _HEAD]
+    if attributes.keys() <= {encode.ELEMENT_KEY, encode.ELEMENT_FLAGS}:
+        return _Form(head, behind, b"", item[behind:], flags)
+    data = attributes.get(encode.ELEMENT_DATA, b"")
+    if list(attributes) != [encode.ELEMENT_KEY, encode.ELEMENT_DATA] or len(data) % 4:
+        return None
+    if [kind for kind, _ in items(data)] != [encode.DATA_VALUE]:
+        return None
+    return _Form(head, behind, item[behind : behind + 2 * _HEAD], b"", flags)
 
 
 def _data(encoded: bytes | None) -> bytes:

@@ -1,9 +1,9 @@
 """Compares the rules that should be with those observed, and makes the transactions between the two. Pure.
 
 Structure that is right is left alone, elements change one by one. New sets are filled before the rules that
-use them come in, so no packet ever meets a rule with a half-filled set; every transaction is bounded, as each
-one holds the kernel's nftables lock. Only a table of another layout is replaced as a whole, in one
-transaction whatever its size.
+lead packets to them come in, so no packet ever meets a rule with a half-filled set; every transaction is
+bounded, as each one holds the kernel's nftables lock. Only a table of another layout is replaced as a whole,
+in one transaction whatever its size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datapath.nft.render import render_element
 from datapath.nft.rules import Family
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from datapath.netlink.transport import Message
     from datapath.nft.observe import ObservedRuleset
@@ -170,7 +170,7 @@ def _replace(table: Table, elements: Mapping[str, Mapping[bytes, bytes]]) -> Tra
 def _repair(
     table: Table, elements: Mapping[str, Mapping[bytes, bytes]], present: ObservedTable | None
 ) -> Iterator[_Step]:
-    """Yield what is to be done to a table that is missing or of the right layout, rules last."""
+    """Yield what is to be done to a table that is missing or of the right layout, hooked rules last."""
     encoded = encode.encode_table(table)
     name = _table_name(table)
     if present is None:
@@ -182,19 +182,39 @@ def _repair(
     for each in encoded.chains:
         if each not in present.chains:
             yield _Step([encode.new_chain(table, each)], 0, (_said("add", f"chain {name} {each}"),))
+    new = _new_chains(table, present)
+    messages = [message for each in new for message in encode.new_rules(table, each)]
+    if messages:
+        yield _Step(messages, 0, tuple(_said("add", f"rules of chain {name} {each}") for each in new))
     yield from _set_steps(table, elements, present)
-    structure = _structure(table, encoded, present)
+    structure = _structure(table, encoded, present, new)
     if structure.messages:
         yield structure
 
 
-def _structure(table: Table, encoded: encode.EncodedTable, present: ObservedTable) -> _Step:
-    """Return all changes of rules, and the deletion of chains and sets that are none of ours, as one step."""
+def _new_chains(table: Table, present: ObservedTable) -> list[str]:
+    """Return the chains that are not there and that no packet enters before other chains' rules change.
+
+    Their rules can come in before the sets are filled, and should: for each chain with a rule that looks
+    something up in a map the kernel walks all elements of that map (nf_tables_bind_set).
+    """
+    return [each.name for each in table.chains if each.hook is None and each.name not in present.chains]
+
+
+def _structure(
+    table: Table, encoded: encode.EncodedTable, present: ObservedTable, done: Collection[str]
+) -> _Step:
+    """Return all changes of rules, and the deletion of chains and sets that are none of ours, as one step.
+
+    The chains in `done` have their rules already.
+    """
     family, name = table.key
     messages: list[Message] = []
     changes: list[Change] = []
     changed = [
-        each for each, chain in encoded.chains.items() if not _same_rules(chain, present.chains.get(each))
+        each
+        for each, chain in encoded.chains.items()
+        if each not in done and not _same_rules(chain, present.chains.get(each))
     ]
     foreign_chains = present.chains.keys() - encoded.chains.keys()
     foreign_sets = present.sets.keys() - encoded.sets.keys()

@@ -4,6 +4,8 @@ A new connection costs the same whatever the number of services, and a change of
 elements alone: rules never change while services come and go. (Only a number of backends or an affinity
 timeout that was never there adds chains.) `frontends` says what the sets hold.
 
+Host ports (`hostports`) are looked up between the frontends with an address and the node ports.
+
 The walk of a connection's first packet, in prerouting and output: the frontend's word is looked up into `meta
 priority`, its flags decide about source NAT and affinity, its lower half, the number N of backends, picks the
 chain that draws one of N slots. A packet can meet the N of before and the slots of after a change: then the
@@ -47,6 +49,7 @@ from datapath.nft.frontends import (
     TIMEOUTS,
     TREATS_OUTSIDE,
 )
+from datapath.nft.hostports import host_port_chain, host_port_maps, host_port_rule, loopback_snat
 from datapath.nft.rules import (
     CT_STATE_FIELD,
     CT_STATUS_FIELD,
@@ -199,6 +202,7 @@ def service_sets(family: Family, options: ServiceOptions) -> Iterator[Set]:
     yield Set(POD_CIDRS, (address,), interval=True)
     yield Set(NODE_PORT_ADDRESSES, (address,))
     yield Set(NODE_SOURCE, (NF_PROTO,), (address,))
+    yield from host_port_maps(family)
 
 
 def service_chains(family: Family, options: ServiceOptions) -> Iterator[Chain]:
@@ -213,6 +217,7 @@ def service_chains(family: Family, options: ServiceOptions) -> Iterator[Chain]:
         NAT_CHAIN,
         (
             rule(SetPriority(Lookup(by_address.place, by_address.words)), goto(by_address.chain("dispatch"))),
+            host_port_rule(family),
             rule(
                 InSet(by_address.place[:1], NODE_PORT_ADDRESSES),
                 SetPriority(Lookup(by_port.place, by_port.words)),
@@ -220,6 +225,7 @@ def service_chains(family: Family, options: ServiceOptions) -> Iterator[Chain]:
             ),
         ),
     )
+    yield host_port_chain(family)
     yield _refusals(by_address, by_port)
     yield Chain(
         SNAT_CHAIN,
@@ -257,6 +263,7 @@ def snat_rules(family: Family, sources: str, mark: int = SNAT_MARK) -> tuple[Rul
         rule(AnyOf(CT_STATUS_FIELD, CtStatus.DNAT), SetPriority(0)),
         rule(AnyOf(META_MARK, mark), MarkBits(mark, clear=True), goto(SNAT_CHAIN)),
         rule(InSet((OIFNAME, saddr), sources), goto(SNAT_CHAIN)),
+        *loopback_snat(family, SNAT_CHAIN),
     )
 
 

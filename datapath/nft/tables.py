@@ -4,15 +4,16 @@ Only set elements change afterwards.
 
 What each base chain is for:
 
-- prerouting (raw): a pod's packet must have the pod's own source address. VXLAN from a known node to our
-  address is kept out of connection tracking; else a pod's masqueraded flow with a lucky port could capture
-  overlay packets.
+- prerouting (raw): nothing that comes in by a link is for the loopback address. A pod's packet must have the
+  pod's own source address. VXLAN from a known node to our address is kept out of connection tracking; else a
+  pod's masqueraded flow with a lucky port could capture overlay packets.
 - output (raw): VXLAN to a node is kept out of connection tracking too, so no NAT of anybody can touch it.
 - input: the VXLAN port accepts only what came in untracked (as VXLAN, not by any DNAT), from outside, from a
   known node, to our underlay address.
 - forward: no pod sends to the VXLAN port of anything, and nobody does by way of a DNAT.
 - prerouting-ranges, output-ranges: clients of a load balancer come from where its service says.
-- prerouting-nat, output-nat: connections to a service go to one of its endpoints (`services`).
+- prerouting-nat, output-nat: connections to a service go to one of its endpoints (`services`), those to a
+  host port to its pod (`hostports`).
 - input, forward, output-filter: connections to a service that nobody serves are refused or dropped.
 - postrouting: connections to services take the node's address where they must, and so do pods' packets that
   leave the cluster.
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from datapath.desired import SetElements
 from datapath.nft.elements import interface, key
+from datapath.nft.hostports import loopback_guard
 from datapath.nft.rules import (
     ACCEPT,
     CT_STATE_FIELD,
@@ -166,6 +168,7 @@ def _table(family: Family, options: TableOptions) -> Table:
         Chain(
             "prerouting",
             (
+                *loopback_guard(family),
                 rule(*_FROM_POD, goto("source")),
                 rule(vxlan, InSet((saddr,), NODES), InSet((daddr,), LOCAL), NoTrack()),
             ),

@@ -1,7 +1,7 @@
 """Carries out the table of scenarios (tests/scenarios) in a lab: its pods, its changes, its probes.
 
-A change has arrived when all probes of its step come out right in one pass; until the time for that is over,
-they are asked again.
+What comes out wrong right after a change is asked again until it is right or the time for that is over; then
+all of the step is asked once more, and must be right.
 """
 
 from __future__ import annotations
@@ -138,14 +138,16 @@ class ServiceCluster:
     # probes
 
     def faults(self, probes: Iterable[Probe], limit: float = CHANGE_SECONDS) -> dict[Probe, str]:
-        """What does not come out as it must within the time limit, in words."""
-        waiting = list(probes)
+        """What does not come out as it must, in words; a change has `limit` seconds to arrive."""
+        asked = list(probes)
+        found = self._pass(asked)
+        if not found:
+            return {}
         deadline = time.monotonic() + limit
-        while True:
-            found = self._pass(waiting)
-            if not found or time.monotonic() > deadline:
-                return found
+        while found and time.monotonic() < deadline:
             time.sleep(0.05)
+            found = self._pass(list(found))
+        return found or self._pass(asked)
 
     def _pass(self, probes: list[Probe]) -> dict[Probe, str]:
         """Ask all once; those from outside one entrance after the other, as the router knows only one."""

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
@@ -20,11 +20,17 @@ from daemon.cni.attachments import Attachments, Request
 from daemon.cni.errors import CniError, Code
 from daemon.cni.naming import names
 from ipam.allocator import Allocator
-from ipam.errors import ExhaustedError
+from ipam.errors import ExhaustedError, PortTakenError
 from ipam.pool import Pool
+from ipam.ports import PortMapping, claims
 from ipam.record import AttachmentKey, State
 from ipam.store import Store
 from tests.unit.daemon.cni.fakes import FakeKernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ipam.ports import Claim
 
 POOLS = (Pool(bytes((10, 0, 0, 0)), 28), Pool(b"\xfd" + bytes(15), 64))
 SIZE = POOLS[0].size
@@ -32,6 +38,16 @@ SECOND = 1_000_000_000
 SANDBOXES = 20
 numbers = st.integers(0, SANDBOXES - 1)
 steps = st.integers(0, 14)
+
+
+def exposed(number: int) -> tuple[PortMapping, ...]:
+    """The host ports that a sandbox asks for: some none, some several, many the same."""
+    web, dns = PortMapping(b"", 6, 80 + number % 3, 80), PortMapping(bytes(16), 17, 53, 53)
+    return ((), (), (web,), (web, dns), (dns,))[number % 5]
+
+
+def claimed(ports: Iterable[PortMapping]) -> set[Claim]:
+    return set(claims(ports, (4, 16)))
 
 
 class Killed(BaseException):
@@ -66,6 +82,7 @@ class Node(RuleBasedStateMachine):
         self.kernel = FakeKernel(step=self.step)
         self.sandboxes: dict[int, tuple[str, AttachmentKey]] = {}
         self.told: dict[AttachmentKey, tuple[bytes, ...]] = {}
+        self.wanted: dict[AttachmentKey, tuple[PortMapping, ...]] = {}
         self.unsure: set[AttachmentKey] = set()
         self.start()
 
@@ -122,7 +139,8 @@ class Node(RuleBasedStateMachine):
             self.serial += 1
             netns = f"/run/netns/{number}-{self.serial}"
             self.kernel.namespaces.add(netns)
-            self.sandboxes[number] = netns, AttachmentKey("weft", f"c{self.serial}", "eth0")
+            key = AttachmentKey("weft", f"c{self.serial}", "eth0")
+            self.sandboxes[number], self.wanted[key] = (netns, key), exposed(number)
         return self.sandboxes[number]
 
     @rule(
@@ -138,12 +156,18 @@ class Node(RuleBasedStateMachine):
             return
 
         def work() -> None:
-            requests = [Request(key, netns, POOLS, (), 1450, ("", "", "")) for netns, key in asked]
+            requests = [
+                Request(key, netns, POOLS, (), 1450, ("", "", ""), self.wanted[key]) for netns, key in asked
+            ]
             for request, outcome in zip(
                 requests, self.attachments.add_all(self.kernel, requests), strict=True
             ):
                 if isinstance(outcome, ExhaustedError):
                     assert len(self.attachments.ipam.records()) == SIZE
+                elif isinstance(outcome, PortTakenError):
+                    # Of the dead it is taken.
+                    assert outcome.holder.key in self.told.keys() | self.unsure
+                    assert claimed(outcome.holder.ports) & claimed(request.ports)
                 elif isinstance(outcome, CniError):
                     assert outcome.code is Code.ALREADY_ATTACHED
                     assert request.key in self.unsure or request.key in self.told
@@ -238,6 +262,19 @@ class Node(RuleBasedStateMachine):
             assert len(addresses) == len(set(addresses))
         held = {address for record in self.attachments.ipam.records() for address in record.addresses}
         assert held.isdisjoint(self.store.released)
+
+    @invariant()
+    def host_ports_lead_to_who_was_told_so(self) -> None:
+        """And to nobody else: the fake kernel refuses two that hold one."""
+        if not hasattr(self, "store"):
+            return
+        leads = self.kernel.host_ports()
+        for key, addresses in self.told.items():
+            record = self.attachments.ipam.get(key)
+            assert record is not None
+            assert claimed(record.ports) == claimed(self.wanted[key])
+            found = {PortMapping(*port) for address in addresses for port in leads.get(address, ())}
+            assert claimed(found) == claimed(self.wanted[key])
 
     @invariant()
     def no_link_is_without_a_record(self) -> None:

@@ -85,7 +85,8 @@ def belongings(node: Node) -> Belongings:
     anycast = frozenset(line for line in kernel.routes if line.startswith("4 ") and " table 255 " in line)
     listed = node.run("find", *PLACES, "-path", "/run/containerd", "-prune", "-o", "-print", check=False)
     table = (line.split() for line in node.run("cat", "/proc/mounts").splitlines())
-    theirs = ("/run/containerd/", "/var/lib/kubelet/pods/", "/run/netns/cni-")
+    # Namespaces are looked at by themselves; those of the machine, below the node's /run, come and go.
+    theirs = ("/run/containerd/", "/var/lib/kubelet/pods/", "/run/netns/")
     return Belongings(
         replace(kernel, routes=kernel.routes - anycast),
         frozenset(path for path in listed.splitlines() if "/netns/" not in path),

@@ -18,6 +18,7 @@ from datapath.netlink.addresses import del_address, new_address
 from datapath.netlink.links import (
     RTNLGRP_LINK,
     decode_link,
+    decode_link_name,
     del_link,
     get_link,
     get_links,
@@ -74,7 +75,9 @@ def test_a_vxlan_link_is_listed_as_meant(node: Node, local: str) -> None:
     assert "UP" in link["flags"]
     assert (data["id"], data["port"], data.get("local") or data.get("local6")) == (77, 8472, local)
     assert data.get("learning") in (None, False)
-    state = decode_link(node.host.request(get_link(index), "read"))
+    payload = node.host.request(get_link(index), "read")
+    state = decode_link(payload)
+    assert decode_link_name(payload) == (state.index, state.name, state.up)
     assert state.vxlan is not None
     assert (state.vxlan.vni, state.vxlan.local, state.vxlan.learning) == (77, A(local), False)
     node.host.batch((del_link("weft.vxlan"),), "delete")

@@ -30,7 +30,7 @@ async def collected(watch: Watch) -> Noticed:
     found = Noticed()
     while True:
         try:
-            async with asyncio.timeout(0.2):
+            async with asyncio.timeout(0.5):
                 more = await watch.next()
         except TimeoutError:
             return found

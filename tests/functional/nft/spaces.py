@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket as sockets
 import subprocess
+from itertools import count
 from typing import TYPE_CHECKING
 
 from datapath.netns import entered, open_namespace
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 SETTLE_SECONDS = 0.15
 """How long a packet that should not come is waited for; on these links one that comes takes microseconds."""
+_numbers = count(1)
 
 
 class Inside:
@@ -93,7 +95,7 @@ def spaces(*names: str) -> Iterator[tuple[Space, ...]]:
     with contextlib.ExitStack() as stack:
         made = []
         for name in names:
-            space = Space(f"weft-t-nft-{os.getpid()}-{name}")
+            space = Space(f"weft-t-nft-{os.getpid()}-{next(_numbers)}-{name}")
             stack.callback(space.close)
             made.append(space)
         yield tuple(made)

@@ -12,7 +12,7 @@ from datapath.nft import encode
 from datapath.nft.connection import Nft
 from datapath.nft.elements import Range, intervals, key, prefix
 from datapath.nft.plan import TRANSACTION_ELEMENTS, SetChange, change_elements, plan
-from datapath.nft.rules import Chain, Family, Ruleset, goto, rule
+from datapath.nft.rules import Chain, Ruleset, goto, rule
 from datapath.nft.tables import NODES, UNMASQUERADED, TableOptions, node_tables, pod_sources
 
 if TYPE_CHECKING:
@@ -227,14 +227,13 @@ def test_big_sets_are_loaded_in_bounded_transactions(nft: Nft, space: Space) -> 
     space.nft("flush ruleset")
     found = plan(ruleset, nft.read())
     assert len(found) >= 40_000 // TRANSACTION_ELEMENTS
-    # The rules come last, so none is in force before its sets are filled.
-    kinds = [
-        message.kind & 0xFF
-        for transaction in found
-        for message in transaction.messages
-        if message.payload[0] == Family.IPV4
+    # The rules of hooked chains come last, so none is in force before its sets are filled.
+    words = [encode.describe(message) for transaction in found for message in transaction.messages]
+    filled = [place for place, each in enumerate(words) if each.startswith("add elements of set ip weft ")]
+    hooked = [
+        f"add rule of chain ip weft {chain.name}" for chain in TABLES[0].chains if chain.hook is not None
     ]
-    assert max(i for i, kind in enumerate(kinds) if kind == encode.NEWSETELEM) < kinds.index(encode.NEWRULE)
+    assert max(filled) < min(place for place, each in enumerate(words) if each in hooked)
     nft.apply(found)
     assert_right(nft, space, ruleset)
     nft.apply(plan(RULESET, nft.read()))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from datapath.nft.connection import Nft
 from datapath.nft.elements import intervals, key, prefix
+from datapath.nft.frontends import NODE_SOURCE
 from datapath.nft.plan import plan
 from datapath.nft.rules import Ruleset
 from datapath.nft.tables import (
@@ -31,6 +32,7 @@ from tests.functional.nft.spaces import spaces
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from datapath.desired import SetElements
     from datapath.nft.rules import SetKey
     from tests.functional.nft.spaces import Space
 
@@ -90,11 +92,20 @@ class World:
     remote: Pod
 
     def program(
-        self, node: Node, *, direct: Iterable[str] = (), exempt: bool = True, masquerade: bool = True
+        self,
+        node: Node,
+        *,
+        direct: Iterable[str] = (),
+        exempt: bool = True,
+        masquerade: bool = True,
+        more: Iterable[SetElements] = (),
     ) -> None:
-        """Bring a node's nftables to what Weft wants there."""
+        """Bring a node's nftables to what Weft wants there, with `more` elements."""
         options = TableOptions(vxlan_port=VXLAN_PORT, masquerade=masquerade)
-        ruleset = Ruleset(node_tables(options), self.elements(node, direct=direct, exempt=exempt))
+        elements = self.elements(node, direct=direct, exempt=exempt)
+        for each in more:
+            elements.setdefault(each.key, {}).update(each.elements)
+        ruleset = Ruleset(node_tables(options), elements)
         node.nft.apply(plan(ruleset, node.nft.read()))
 
     def elements(
@@ -109,6 +120,8 @@ class World:
             elements[number, "weft", UNMASQUERADED] = intervals(kept)
             elements[number, "weft", NODES] = {key(parse_address(peer.underlay(family))): b""}
             elements[number, "weft", LOCAL] = {key(parse_address(node.underlay(family))): b""}
+            source = key(parse_address(node.underlay(family)))
+            elements[number, "weft", NODE_SOURCE] = {key(bytes((number,))): source}
             elements[number, "weft", DIRECT] = {
                 key(parse_address(each)): b"" for each in direct if (":" in each) == (family == 6)
             }

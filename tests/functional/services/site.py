@@ -7,10 +7,13 @@ table on the node watches: what becomes of packets to service addresses, and wha
 from __future__ import annotations
 
 import re
+import socket
+import struct
 from typing import TYPE_CHECKING
 
 from datapath.desired import Fragment, SetElements
 from datapath.fragments import Fragments
+from datapath.netns import entered
 from datapath.nft.elements import intervals, key, prefix
 from datapath.nft.frontends import (
     NODE_PORT_ADDRESSES,
@@ -91,6 +94,7 @@ class Site:
         self.fragments = Fragments()
         self.sync = RulesetSync(self.node.nft, self.fragments)
         self.need = Need()
+        self._counted: dict[str, int] = {}
         self._route()
         networks = {
             family: ", ".join("/".join(map(str, each[family])) for each in (SERVICE_CIDR, EXTERNAL_CIDR))
@@ -136,14 +140,29 @@ class Site:
         self.offer(name, balances, cluster_ips)
         self.settle()
 
+    def forget_flows(self) -> None:
+        """Flush connection tracking: else a datagram from a port that comes up again is one of before."""
+        with (
+            entered(self.node.space.descriptor),
+            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as flush,
+        ):
+            # IPCTNL_MSG_CT_DELETE of everything, acknowledged.
+            flush.send(struct.pack("=IHHII4x", 20, 0x102, 5, 1, 0))
+            assert struct.unpack_from("=i", flush.recv(4096), 16) == (0,)
+
     def clear(self) -> None:
         """Be as at first."""
+        self.forget_flows()
         for name in [name for name, _ in self.fragments.items() if name[0] == "service"]:
             self.put(name, None)
         self.settle()
-        self.need = Need()
-        self.shape(ServiceOptions())
-        self.node.space.run("nft", "reset", "counters")
+        if self.need.timeouts:
+            maps = [f"{family} weft {twin}clients" for family in ("ip", "ip6") for twin in ("", "node-port-")]
+            self.node.space.nft("".join(f"flush map {each};" for each in maps))
+        if self.need != Need():
+            self.need = Need()
+            self.shape(ServiceOptions())
+        self.forget_counts()
 
     def assert_in_line(self) -> None:
         """The kernel holds what is desired, and `nft` can print it."""
@@ -153,13 +172,19 @@ class Site:
         assert "table ip weft" in listed
         assert "table ip6 weft" in listed
 
-    def count(self, counter: str) -> int:
-        """Packets that the watcher counted since the last `clear`."""
-        found = re.search(
-            r"packets (\d+)", self.node.space.run("nft", "list", "counter", "inet", "watcher", counter)
-        )
-        assert found is not None
-        return int(found[1])
+    def forget_counts(self) -> None:
+        """Have the watcher's counters start from 0."""
+        self._counted = self._counters()
+
+    def count(self, *counters: str) -> int:
+        """Packets that the watcher counted since they were forgotten."""
+        now = self._counters()
+        return sum(now[each] - self._counted[each] for each in counters)
+
+    def _counters(self) -> dict[str, int]:
+        listed = self.node.space.run("nft", "list", "counters", "table", "inet", "watcher")
+        found = re.findall(r"counter (\w+) \{\s*packets (\d+)", listed)
+        return {name: int(packets) for name, packets in found}
 
     def _sets(self) -> Iterable[SetElements]:
         for (number, table_name, name), elements in self.world.elements(self.node).items():

@@ -76,7 +76,8 @@ class Shop:
         return met.server
 
     def all(self) -> list[Server]:
-        """Whom each client meets."""
+        """Whom each client meets, by a new connection."""
+        self.site.forget_flows()
         return [self.ask(client) for client in CLIENTS]
 
 
@@ -166,6 +167,7 @@ def test_new_connections_prolong_the_memory(site: Site, servers: Servers, family
     began = time.monotonic()
     while time.monotonic() - began < 3 * SHORT:
         time.sleep(SHORT / 4)
+        site.forget_flows()
         assert [shop.ask(client) for client in range(8)] == first
 
 

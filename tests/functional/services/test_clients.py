@@ -297,4 +297,4 @@ def test_the_watcher_sees_a_mark_that_is_left(site: Site, servers: Servers, fami
         space.nft("delete table inet marker")
     assert site.count("marked") > 0
     assert site.count("prioritized") > 0
-    space.run("nft", "reset", "counters")
+    site.forget_counts()

@@ -189,7 +189,7 @@ def test_without_the_second_rule_packets_go_astray(site: Site, family: int) -> N
         while load.count("untranslated") == 0:
             flip(site, at, (four, five), FLIPS)
             assert time.monotonic() < ends, "no packet went astray: the load is too small to show anything"
-    site.node.space.run("nft", "reset", "counters")
+    site.forget_counts()
     site.shape(ServiceOptions())
 
 

@@ -55,6 +55,11 @@ ATTACHMENTS = admin_pb2.ListAttachmentsResponse(
             pod_uid="u-1",
             state="attached",
             age_seconds=75,
+            ports=[
+                admin_pb2.HostPort(host_port=8080, container_port=80, protocol="tcp"),
+                admin_pb2.HostPort(host_ip="192.0.2.1", host_port=53, container_port=5353, protocol="udp"),
+                admin_pb2.HostPort(host_ip="2001:db8::1", host_port=53, container_port=53, protocol="udp"),
+            ],
         ),
         admin_pb2.Attachment(
             network="weft",
@@ -154,6 +159,14 @@ def test_attachments(daemon: FakeDaemon, weftctl: Weftctl) -> None:
     wide = weftctl("-o", "wide", "attachments").output
     assert "/run/netns/b" in wide
     assert "02:00:00:00:00:01" in wide
+    assert "8080->80/tcp, 192.0.2.1:53->5353/udp, [2001:db8::1]:53->53/udp" in wide
+    (first, _) = json.loads(weftctl("-o", "json", "attachments").output)["attachments"]
+    assert first["ports"][1] == {
+        "hostIp": "192.0.2.1",
+        "hostPort": 53,
+        "containerPort": 5353,
+        "protocol": "udp",
+    }
 
 
 @pytest.mark.parametrize(

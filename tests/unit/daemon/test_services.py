@@ -342,6 +342,31 @@ async def test_a_kernel_that_can_not_be_read_leaves_changes_waiting() -> None:
         assert frontend("udp 10.96.0.7 53") in stale
 
 
+async def test_what_was_put_off_is_told_when_nothing_else_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "RETRY_SECONDS", 0.01)
+    world = World()
+    world.put(*many(1))
+    async with world.running():
+        before = len(world.told)
+        world.writer.fail = [NetlinkOverrunError("dropped")]
+        world.put(*many(2))
+        await asyncio.sleep(0.1)
+        assert len(world.told) > before
+        assert world.progress.waited == 0
+
+
+async def test_routes_follow_this_nodes_own_network() -> None:
+    world = World()
+    world.store.service_cidrs.put("one", cidr("one", "10.96.0.0/16"))
+    async with world.running():
+        assert world.local is not None
+        way = dataclasses.replace(world.local.underlays[4], link="bond0")
+        world.local = dataclasses.replace(world.local, underlays={4: way})
+        world.services.look()
+        await settle()
+        assert world.writer.applied[-1].keys() == {SERVICE_ROUTES}
+
+
 async def test_a_writer_that_stops_ends_it() -> None:
     world = World()
     assert world.local is not None

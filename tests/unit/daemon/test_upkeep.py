@@ -20,6 +20,8 @@ from datapath import probe
 from datapath.errors import DatapathError
 from datapath.probe import MissingFeature
 from datapath.surroundings import Surroundings
+from ipam.ports import PortMapping
+from ipam.record import AttachmentKey, Record
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -147,3 +149,34 @@ async def test_the_writers_queue_is_sampled() -> None:
     value = metrics.registry.get_sample_value
     assert value("weft_writer_queue", {"kind": "attachment"}) == 3
     assert value("weft_writer_queue", {"kind": "bulk"}) == 40
+
+
+async def test_host_ports_that_hide_node_ports_are_told_while_they_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upkeep, "SAMPLE_SECONDS", 0.01)
+    findings = Findings()
+    web = PortMapping(b"", 6, 30080, 80)
+    pod = Record(
+        AttachmentKey("weft", "c", "eth0"),
+        "/n",
+        "weft1",
+        bytes(6),
+        1,
+        (bytes(4),),
+        "shop",
+        "web",
+        ports=(web,),
+    )
+    records = [pod]
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(upkeep.check_host_ports(lambda: records, lambda _: "shop/front", findings))
+        await asyncio.sleep(0.02)
+        (row,) = findings.rows()
+        assert row.name == "HostPortHidesNodePort"
+        assert "shop/web" in row.message
+        assert "shop/front" in row.message
+        records.clear()
+        await asyncio.sleep(0.02)
+        assert findings.rows() == ()
+        task.cancel()

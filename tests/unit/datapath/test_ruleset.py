@@ -208,6 +208,20 @@ def test_an_attachment_goes_ahead_and_nothing_is_read_for_it() -> None:
     assert node.nft.readings == 0
 
 
+def test_an_attachment_that_is_undone_by_what_waits_is_read_for() -> None:
+    """Its element was to be deleted; now it stands again, and the deletion is still to come."""
+    node = Node()
+    node.sync.touch(node.elements(NODES, range(3 * TRANSACTION_ELEMENTS)))
+    node.settle()
+    node.sync.touch(node.elements(NODES, []))
+    node.sync.step()
+    node.sync.step()
+    node.sync.apply_now(node.elements(NODES, [3 * TRANSACTION_ELEMENTS - 1], owner="attachment"))
+    assert not node.sync.idle
+    node.settle()
+    assert node.nft.readings == 1
+
+
 def test_an_attachment_in_the_middle_of_a_full_plan_is_read_for_after_it() -> None:
     node = Node(fresh=True)
     node.sync.touch(node.elements(NODES, range(3 * TRANSACTION_ELEMENTS)))

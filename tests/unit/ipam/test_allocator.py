@@ -9,8 +9,9 @@ import pytest
 
 from ipam import allocator as allocator_module
 from ipam.allocator import Allocator, Wish
-from ipam.errors import DuplicateError, ExhaustedError, UnknownAttachmentError
+from ipam.errors import DuplicateError, ExhaustedError, PortTakenError, UnknownAttachmentError
 from ipam.pool import Pool
+from ipam.ports import PortMapping
 from ipam.record import AttachmentKey, Record, State
 from ipam.store import Store
 
@@ -275,3 +276,62 @@ def test_gaps_are_remembered_within_bounds(bench: Bench, monkeypatch: pytest.Mon
     bench.allocator.restore([far])
     bench.add(2, DUAL[1])
     assert len(bench.store.released) == 7
+
+
+WEB, OTHER_WEB = PortMapping(b"", 6, 80, 8080), PortMapping(b"", 6, 80, 9090)
+AT_ONE = PortMapping(bytes((192, 0, 2, 1)), 6, 80, 80)
+
+
+def expose(bench: Bench, number: int, *ports: PortMapping, pools: tuple[Pool, ...] = DUAL) -> Record:
+    return bench.allocator.reserve(
+        key(number),
+        pools,
+        netns=f"/run/netns/{number}",
+        host_link=f"weft{number:011x}",
+        mac=bytes(6),
+        mtu=1450,
+        pod=("default", f"pod-{number}", ""),
+        ports=ports,
+    )
+
+
+def test_host_ports_are_remembered(bench: Bench) -> None:
+    record = expose(bench, 1, WEB, AT_ONE)
+    assert record.ports == (WEB, AT_ONE)
+    assert bench.restart().get(key(1)) == record
+    assert bench.allocator.confirm(key(1))[0].ports == (WEB, AT_ONE)
+
+
+def test_a_host_port_is_held_once_and_the_error_names_who_has_it(bench: Bench) -> None:
+    expose(bench, 1, WEB)
+    with pytest.raises(
+        PortTakenError, match=r"80->9090/tcp is held by pod default/pod-1 \(container c1\)"
+    ) as got:
+        expose(bench, 2, OTHER_WEB)
+    assert got.value.holder.key == key(1)
+    assert bench.allocator.get(key(2)) is None
+    # Nothing was taken for it, so the next one gets the next address.
+    assert texts(expose(bench, 3)) == ("10.0.0.3", "fd00::3")
+    bench.drop(1)
+    expose(bench, 2, OTHER_WEB)
+
+
+def test_other_protocols_addresses_and_numbers_are_other_ports(bench: Bench) -> None:
+    expose(bench, 1, WEB)
+    expose(bench, 2, AT_ONE, PortMapping(b"", 17, 80, 80), PortMapping(b"", 6, 81, 80))
+    with pytest.raises(PortTakenError, match=r"192.0.2.1:80->80/tcp"):
+        expose(bench, 3, AT_ONE)
+
+
+@pytest.mark.parametrize("length", [4, 16])
+def test_all_addresses_of_one_family_are_among_those_of_both(bench: Bench, length: int) -> None:
+    expose(bench, 1, PortMapping(bytes(length), 6, 80, 80))
+    with pytest.raises(PortTakenError):
+        expose(bench, 2, WEB)
+    # Of the other family it is free.
+    expose(bench, 3, PortMapping(bytes(20 - length), 6, 80, 80))
+
+
+def test_a_port_of_a_family_that_a_pod_lacks_is_not_held(bench: Bench) -> None:
+    expose(bench, 1, WEB, pools=DUAL[:1])
+    expose(bench, 2, WEB, pools=DUAL[1:])

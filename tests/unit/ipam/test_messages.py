@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipam import messages
 from ipam.audit import Fault
 from ipam.pool import Pool, Usage
+from ipam.ports import PortMapping
 from ipam.record import AttachmentKey, Record, State
 from weft_rpc import admin_pb2
 
@@ -22,6 +23,7 @@ def test_an_attachment_keeps_every_field() -> None:
         pod_uid="u",
         state=State.RELEASING,
         created=100.0,
+        ports=(PortMapping(b"", 6, 8080, 80), PortMapping(bytes((192, 0, 2, 1)), 17, 53, 5353)),
     )
     (row,) = messages.attachments([record], now=160.0).attachments
     assert row == admin_pb2.Attachment(
@@ -38,6 +40,10 @@ def test_an_attachment_keeps_every_field() -> None:
         pod_uid="u",
         state="releasing",
         age_seconds=60.0,
+        ports=[
+            admin_pb2.HostPort(host_port=8080, container_port=80, protocol="tcp"),
+            admin_pb2.HostPort(host_ip="192.0.2.1", host_port=53, container_port=5353, protocol="udp"),
+        ],
     )
     assert {field.name for field, _ in row.ListFields()} == set(
         admin_pb2.Attachment.DESCRIPTOR.fields_by_name

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipam import ports
 from ipam.record import AttachmentKey, State
 from ipam.schema import SCHEMA, STEPS, NewerSchemaError, upgrade, version
 from ipam.store import Store
@@ -37,7 +38,27 @@ INSERT INTO attachments VALUES ('weft', 'c1', 'eth0', '/run/netns/n1', 'weft0000
 INSERT INTO released VALUES (1, x'0a000009', 7), (2, x'0a000003', 8);
 PRAGMA user_version=1;
 """
-OLD = {1: VERSION_1}
+# With host ports.
+VERSION_2 = """
+CREATE TABLE boot (id TEXT NOT NULL) STRICT;
+CREATE TABLE attachments (
+    network TEXT NOT NULL, container_id TEXT NOT NULL, ifname TEXT NOT NULL,
+    netns TEXT NOT NULL, host_link TEXT NOT NULL UNIQUE,
+    mac BLOB NOT NULL CHECK (length(mac) = 6), mtu INTEGER NOT NULL,
+    address4 BLOB UNIQUE CHECK (length(address4) = 4), address6 BLOB UNIQUE CHECK (length(address6) = 16),
+    pod_namespace TEXT NOT NULL, pod_name TEXT NOT NULL, pod_uid TEXT NOT NULL,
+    state INTEGER NOT NULL, created REAL NOT NULL, ports TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (network, container_id, ifname)) STRICT, WITHOUT ROWID;
+CREATE TABLE released (
+    position INTEGER PRIMARY KEY, address BLOB NOT NULL UNIQUE, at INTEGER NOT NULL) STRICT;
+INSERT INTO boot VALUES ('boot-1');
+INSERT INTO attachments VALUES ('weft', 'c1', 'eth0', '/run/netns/n1', 'weft00000000001',
+    x'020000000001', 1450, x'0a000002', x'fd000000000000000000000000000002', 'default', 'web', 'uid-1',
+    1, 12.5, '8080->80/tcp');
+INSERT INTO released VALUES (1, x'0a000009', 7), (2, x'0a000003', 8);
+PRAGMA user_version=2;
+"""
+OLD = {1: VERSION_1, 2: VERSION_2}
 
 Steps = tuple[tuple[str, ...], ...]
 
@@ -68,6 +89,7 @@ def test_a_database_of_an_earlier_version_keeps_all_that_is_in_it(number: int, t
         assert record.state is State.ATTACHED
         assert record.addresses == (bytes((10, 0, 0, 2)), b"\xfd" + bytes(14) + b"\x02")
         assert (record.pod_namespace, record.pod_name, record.created) == ("default", "web", 12.5)
+        assert ports.write(record.ports) == ("" if number == 1 else "8080->80/tcp")
         assert list(store.released.items()) == [(bytes((10, 0, 0, 9)), 7), (bytes((10, 0, 0, 3)), 8)]
     finally:
         store.close()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from datapath.conntrack import StaleFlows
     from tests.unit.daemon.cni.fakes import FakeLink
     from weft_rpc.cni_pb2 import ExecuteResponse
 
@@ -68,7 +69,10 @@ class Node:
         self.store = Store(f"{self.directory}/state.db", boot=self.boot, clock=lambda: self.now)
         self._opened.append(self.store)
         self.allocator = Allocator(self.store)
-        self.attachments = Attachments(self.allocator, lives=self.kernel.lives)
+        self.stale: list[StaleFlows] = []
+        self.attachments = Attachments(
+            self.allocator, lives=self.kernel.lives, on_stale_flows=self.stale.append
+        )
         self.deletions = Deletions(f"{self.directory}/deletions")
         self.findings = Findings()
         self.metrics = Metrics()

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from datapath.attachment import DOOMED_GROUP, Attached, Detached
 from datapath.errors import AttachError, InterfaceExistsError, NamespaceGoneError
+from datapath.nft.hostports import host_port_elements, read_host_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from datapath.attachment import Attachment, AttachRequest
+    from datapath.desired import SetElements, SetKey
+    from datapath.nft.hostports import HostPort
 
 T = TypeVar("T")
 Q = TypeVar("Q")
@@ -30,6 +33,7 @@ class FakeLink:
     group: int = 0
     kind: str = "veth"
     addresses: tuple[bytes, ...] = ()
+    ports: tuple[SetElements, ...] = ()
 
 
 @dataclass
@@ -56,7 +60,8 @@ class FakeKernel:
         if any(link.peer == peer and link.group != DOOMED_GROUP for link in self.table.values()):
             raise InterfaceExistsError(f"{request.netns} has an interface {request.ifname} already")
         # A kill at any of these steps leaves what was done before it.
-        link = self.table[request.host_link] = FakeLink(request.host_link, peer, request.mtu)
+        ports = host_port_elements(request.addresses, request.ports)
+        link = self.table[request.host_link] = FakeLink(request.host_link, peer, request.mtu, ports=ports)
         self.step()
         link.alias = request.alias
         self.step()
@@ -75,7 +80,7 @@ class FakeKernel:
             return Detached(False, 0.0)
         if self.broken:
             raise AttachError(self.broken)
-        link.group, link.alias, link.addresses = DOOMED_GROUP, "", ()
+        link.group, link.alias, link.addresses, link.ports = DOOMED_GROUP, "", (), ()
         self.step()
         del self.table[attachment.host_link]
         self.step()
@@ -87,6 +92,15 @@ class FakeKernel:
 
     def links(self) -> Sequence[FakeLink]:
         return tuple(self.table.values())
+
+    def host_ports(self) -> dict[bytes, tuple[HostPort, ...]]:
+        found: dict[SetKey, dict[bytes, bytes]] = {}
+        for link in self.table.values():
+            for each in link.ports:
+                held = found.setdefault(each.key, {})
+                assert held.keys().isdisjoint(each.elements), "two pods hold one host port"
+                held.update(each.elements)
+        return read_host_ports(found)
 
     def lives(self, path: str) -> bool:
         return path in self.namespaces

@@ -10,9 +10,11 @@ from daemon.cni.attachments import Added, Request, is_namespace
 from daemon.cni.naming import names
 from datapath import text
 from datapath.attachment import DOOMED_GROUP
+from datapath.nft.hostports import host_port_elements, read_host_ports
 from ipam import alias
-from ipam.errors import StoreError
+from ipam.errors import PortTakenError, StoreError
 from ipam.pool import Pool
+from ipam.ports import PortMapping, write
 from ipam.record import AttachmentKey, State
 from tests.unit.daemon.cni.fakes import FakeLink
 
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
     from ipam.record import Record
     from tests.unit.daemon.cni.conftest import Node
+
+
+WEB = {"hostPort": 8080, "containerPort": 80, "protocol": "TCP"}
+DNS = {"hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "192.0.2.1"}
 
 
 def asked(node: Node, number: int, *, netns: str = "") -> Request:
@@ -55,6 +61,24 @@ def test_several_are_attached_with_one_transaction_each_way(node: Node) -> None:
     assert node.kernel.calls[0] == "expect 8"
     assert {record.state for record in node.allocator.records()} == {State.ATTACHED}
     assert all(isinstance(each, Added) and {"ipam", "nft", "pod"} <= set(each.seconds) for each in outcomes)
+
+
+def test_of_two_at_once_that_want_one_host_port_the_first_gets_it(node: Node) -> None:
+    """Neither is taken for dead because it is not wired yet."""
+    web = PortMapping(b"", 6, 80, 8080)
+    requests = [replace(asked(node, number), ports=(web,)) for number in (1, 2)]
+    first, second = node.attachments.add_all(node.kernel, [*requests, asked(node, 3)])[:2]
+    assert isinstance(first, Added)
+    assert isinstance(second, PortTakenError)
+    assert second.holder.key == node.key(1)
+    assert {record.key for record in node.allocator.records()} == {node.key(1), node.key(3)}
+    assert [len(each.serving) for each in node.stale] == [0]
+    # The next one after its death gets it, beside others.
+    node.kernel.remove_namespace("/run/netns/1")
+    assert all(
+        isinstance(each, Added)
+        for each in node.attachments.add_all(node.kernel, [requests[1], asked(node, 4)])
+    )
 
 
 def test_what_fails_for_one_does_not_touch_the_others(node: Node) -> None:
@@ -111,6 +135,30 @@ async def test_a_lost_database_is_rebuilt_from_the_aliases(node: Node) -> None:
         assert record == unknown
     # The next ADD takes neither a held address nor the one that was released unnoticed.
     assert (await node.add(4))["ips"][0]["address"] == "10.244.1.4/32"
+
+
+async def test_host_ports_are_rebuilt_from_the_kernel(node: Node) -> None:
+    await node.add(1, runtimeConfig={"portMappings": [WEB, DNS]})
+    await node.add(2)
+    before = node.kernel.host_ports()
+    for suffix in ("", "-wal", "-shm"):
+        os.unlink(f"{node.store.path}{suffix}")
+    node.restart()
+    assert node.attachments.rebuild(node.kernel) == ()
+    first, second = (node.allocator.get(node.key(number)) for number in (1, 2))
+    assert first is not None
+    assert second is not None
+    assert write(first.ports) == "0.0.0.0:8080->80/tcp,192.0.2.1:53->5353/udp,[::]:8080->80/tcp"
+    assert second.ports == ()
+    # They are what the next reading of the kernel is compared with.
+    wanted = {
+        elements.key: elements.elements
+        for each in node.attachments.attached()
+        for elements in host_port_elements(each.addresses, each.ports)
+    }
+    assert read_host_ports(wanted) == before
+    # And they are held.
+    assert (await node.refused("ADD", 3, runtimeConfig={"portMappings": [WEB]}))["code"] == 108
 
 
 async def test_links_that_only_look_like_ours_are_named_and_not_believed(node: Node) -> None:

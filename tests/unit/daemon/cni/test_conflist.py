@@ -37,7 +37,7 @@ def test_the_content_suits_old_and_new_runtimes() -> None:
         "cniVersion": "1.0.0",
         "cniVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
         "name": "weft",
-        "plugins": [{"type": "weft"}],
+        "plugins": [{"type": "weft", "capabilities": {"portMappings": True}}],
     }
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from daemon.cni.errors import CniError, Code
-from daemon.cni.netconf import read, requested_version
+from daemon.cni.netconf import read, requested_version, wish
 from daemon.cni.result import Dns, Ip
+from ipam.ports import PortMapping
 
 if TYPE_CHECKING:
     from daemon.cni.netconf import NetConf
@@ -76,7 +77,6 @@ def test_names_are_checked(name: str | None) -> None:
         ({"ipam": {"type": "host-local"}}, "ipam"),
         ({"ipMasq": True}, "ipMasq"),
         ({"IPMASQ": True}, "ipMasq"),
-        ({"runtimeConfig": {"portMappings": [{"hostPort": 80}]}}, "runtimeConfig.portmappings"),
         ({"runtimeConfig": {"bandwidth": {"ingressRate": 1}}}, "runtimeConfig.bandwidth"),
         ({"runtimeConfig": {"ips": ["10.0.0.1"]}}, "runtimeConfig.ips"),
         ({"runtimeConfig": {"mac": "02:00:00:00:00:01"}}, "runtimeConfig.mac"),
@@ -94,6 +94,12 @@ def test_what_asks_for_nothing_is_fine() -> None:
         ipMasq=False,
         runtimeConfig={"portMappings": [], "bandwidth": None, "dns": {"servers": ["1.1.1.1"]}},
     ).require_supported()
+
+
+def test_host_ports_are_part_of_what_is_wished_for() -> None:
+    ports = [{"hostPort": 8080, "containerPort": 80, "protocol": "TCP"}]
+    assert wish(parsed(runtimeConfig={"portMappings": ports})).ports == (PortMapping(b"", 6, 8080, 80),)
+    assert wish(parsed()).ports == ()
 
 
 def test_a_del_is_not_held_up_by_what_concerns_an_add() -> None:

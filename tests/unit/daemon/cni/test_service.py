@@ -14,6 +14,7 @@ from daemon.cluster.model import Prefix
 from daemon.cni.naming import names
 from daemon.config import Config
 from datapath.errors import NotANamespaceError
+from datapath.nft.hostports import HostPort
 from datapath.writer import StoppedError
 from ipam.errors import StoreError
 from ipam.record import State
@@ -380,6 +381,85 @@ async def test_an_add_that_waits_is_dropped_with_its_caller(node: Node) -> None:
     assert (await first).exit_code == 0
     await node.ask("DEL", 3)
     assert {record.key for record in node.allocator.records()} == {node.key(1)}
+
+
+WEB = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}
+DNS = {"hostPort": 53, "containerPort": 5353, "protocol": "udp"}
+NODE4, NODE6 = bytes((10, 244, 1, 2)), bytes.fromhex("fd00001002440001") + bytes(7) + b"\2"
+
+
+def exposing(*entries: dict[str, Any]) -> dict[str, Any]:
+    return {"runtimeConfig": {"portMappings": list(entries)}}
+
+
+async def test_host_ports_come_with_an_add_and_go_with_its_del(node: Node) -> None:
+    await node.add(1, **exposing(WEB, DNS))
+    (attachment,) = node.attachments.attached()
+    assert attachment.ports == (HostPort(b"", 6, 8080, 80), HostPort(b"", 17, 53, 5353))
+    assert {address: len(ports) for address, ports in node.kernel.host_ports().items()} == {
+        NODE4: 2,
+        NODE6: 2,
+    }
+    node.restart()
+    assert node.attachments.attached() == (attachment,)
+    assert await node.ask("DEL", 1, **exposing(WEB, DNS)) == (0, None)
+    assert node.kernel.host_ports() == {}
+
+
+async def test_flows_that_lead_nowhere_are_told_with_add_and_del(node: Node) -> None:
+    await node.add(1, **exposing(WEB))
+    assert [each.serving for each in node.stale] == [{}]
+    node.stale.clear()
+    await node.add(2, **exposing(DNS))
+    await node.ask("DEL", 2)
+    added, deleted = (each.serving for each in node.stale)
+    assert {len(serving) for serving in added.values()} == {1}
+    assert dict.fromkeys(added, frozenset()) == deleted
+    # A daemon that starts tells of those who are there.
+    await node.add(2, **exposing(DNS))
+    node.restart()
+    node.attachments.tell_flows()
+    assert len(node.stale) == 2
+    assert all(node.stale[-1].serving.values())
+    # Without host ports nobody is bothered.
+    node.stale.clear()
+    await node.add(3)
+    await node.ask("DEL", 3)
+    assert node.stale == []
+
+
+async def test_a_host_port_that_is_taken_names_its_holder(node: Node) -> None:
+    await node.add(1, **exposing(WEB))
+    body = await node.refused("ADD", 2, **exposing(DNS, WEB))
+    assert body["code"] == 108
+    assert "host port 8080->80/tcp is held by pod default/pod-1 (container c1)" in body["msg"]
+    assert node.allocator.get(node.key(2)) is None
+    assert node.link(2) is None
+    # Of another protocol it is another port.
+    await node.add(2, **exposing({**WEB, "protocol": "udp"}))
+    await node.ask("DEL", 1)
+    await node.add(3, **exposing(WEB))
+
+
+@pytest.mark.parametrize("state", [State.ATTACHED, State.PENDING, State.RELEASING])
+async def test_the_dead_hold_no_host_port(node: Node, state: State) -> None:
+    """Their DEL never came, and the next collection may be half a minute away."""
+    await node.add(1, **exposing(WEB))
+    if state is State.ATTACHED:
+        node.kernel.remove_namespace("/run/netns/1")
+    else:
+        node.store.set_state(node.key(1), state)
+    await node.add(2, **exposing(WEB))
+    assert [record.key for record in node.allocator.records()] == [node.key(2)]
+
+
+async def test_host_ports_that_make_no_sense_are_refused(node: Node) -> None:
+    body = await node.refused("ADD", 1, **exposing({**WEB, "protocol": "icmp"}))
+    assert body["code"] == 7
+    assert "runtimeConfig.portMappings[0].protocol" in body["msg"]
+    assert node.allocator.records() == ()
+    # They never stand in the way of a DEL.
+    assert await node.ask("DEL", 1, **exposing({**WEB, "protocol": "icmp"})) == (0, None)
 
 
 async def test_a_recorded_deletion_is_done_before_the_add_of_the_same_attachment(node: Node) -> None:

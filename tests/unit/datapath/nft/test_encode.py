@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datapath.netlink.attributes import big_endian, items, parse
+from datapath.netlink.attributes import attribute, big_endian, items, parse
 from datapath.netlink.nfnetlink import HEADER_BYTES
 from datapath.nft import encode
 from datapath.nft.elements import key, verdict
@@ -54,6 +54,23 @@ def test_a_range_is_a_start_and_an_end_behind_its_last_key() -> None:
         for each in listed(message.payload)
     ]
     assert found == [(bytes([10, 0, 0, 0]), 0), (bytes([10, 0, 1, 0]), 1), (bytes([240, 0, 0, 0]), 0)]
+
+
+def test_elements_without_ranges_and_verdicts_are_lists_of_padded_attributes() -> None:
+    nested = 0x8000
+    for declared in (each for table in node_tables(TableOptions()) for each in table.sets):
+        if declared.interval or declared.data == (VERDICT,):
+            continue
+        size, data_size = encode.width(declared.key), encode.width(declared.data) if declared.data else 0
+        encoded = key(bytes(range(1, size + 1)))
+        data = key(bytes(range(101, 101 + data_size)))
+        inner = attribute(encode.ELEMENT_KEY | nested, attribute(1, encoded[:size]))
+        (deletion,) = encode.delete_elements(TABLE, declared, [encoded])
+        assert deletion.payload.endswith(attribute(1 | nested, inner))
+        if data:
+            inner += attribute(encode.ELEMENT_DATA | nested, attribute(1, data[:data_size]))
+        (addition,) = encode.add_elements(TABLE, declared, {encoded: data})
+        assert addition.payload.endswith(attribute(1 | nested, inner))
 
 
 def test_a_deletion_names_keys_only() -> None:

@@ -94,6 +94,23 @@ def test_maps_have_padded_data_or_verdicts() -> None:
     assert elements(listing) == {host(1): b"\x00\x50\0\0", host(2): verdict(goto("leaf"))}
 
 
+def test_data_of_maps_are_told_from_all_else_that_an_element_may_have() -> None:
+    def data(value: bytes) -> bytes:
+        return nest(encode.ELEMENT_DATA, attribute(1, value))
+
+    listing = [
+        item(host(1), data(b"abcd")),
+        item(host(2), data(b"efgh")),
+        item(host(3), data(b"ij")),
+        item(host(4), attribute(99, b"12345678")),
+        item(host(5), data(b"qrst"), FLAG_END),
+        item(host(6), data(b"uvwx")),
+        item(host(7), data(b"yz")),
+    ]
+    values = [b"abcd", b"efgh", b"ij\0\0", b"", b"qrst", b"uvwx", b"yz\0\0"]
+    assert elements(listing) == {host(place): value for place, value in enumerate(values, 1)}
+
+
 def test_starts_and_ends_become_ranges() -> None:
     found = intervals(item(host(9), FLAG_END), item(host(5)), item(host(5), FLAG_END), item(host(1)))
     assert found == {host(1) + host(4): b"", host(5) + host(8): b""}

@@ -51,7 +51,42 @@ def test_the_same_needs_nothing() -> None:
 def test_nothing_becomes_everything_in_one_transaction() -> None:
     (transaction,) = plan(RULESET, ObservedRuleset(1, {}))
     kinds = [message.kind & 0xFF for message in transaction.messages]
-    assert kinds == sorted(kinds, key=[0, 9, 3, 12, 6].index)
+    once = [kind for number, kind in enumerate(kinds) if kinds[number - 1 : number] != [kind]]
+    assert once == [
+        *(encode.NEWTABLE, encode.NEWSET, encode.NEWCHAIN),
+        *(encode.NEWRULE, encode.NEWSETELEM, encode.NEWRULE),
+    ]
+
+
+def test_sets_are_filled_after_the_rules_that_use_them_and_before_those_that_packets_meet() -> None:
+    (transaction,) = plan(RULESET, ObservedRuleset(1, {}))
+    words = [encode.describe(message) for message in transaction.messages]
+    filled = words.index(f"add elements of set ip weft {NODES}")
+    for chain in TABLE.chains:
+        added = [
+            place for place, each in enumerate(words) if each == f"add rule of chain ip weft {chain.name}"
+        ]
+        assert len(added) == len(chain.rules)
+        if chain.hook is None:
+            assert max(added, default=0) < filled
+        else:
+            assert min(added, default=len(words)) > filled
+
+
+def test_a_chain_that_is_back_has_its_rules_once() -> None:
+    present = dumped(TABLE, ELEMENTS)
+    leaf = next(chain for chain in TABLE.chains if chain.hook is None and chain.rules)
+    chains = {name: chain for name, chain in present.chains.items() if name != leaf.name}
+    (transaction,) = plan(RULESET, observed(TABLE, chains=chains))
+    words = [encode.describe(message) for message in transaction.messages]
+    assert words == [
+        f"add chain ip weft {leaf.name}",
+        *[f"add rule of chain ip weft {leaf.name}"] * len(leaf.rules),
+    ]
+    assert [change.subject for change in transaction.changes] == [
+        f"chain ip weft {leaf.name}",
+        f"rules of chain ip weft {leaf.name}",
+    ]
 
 
 def test_a_table_that_nobody_wants_is_deleted() -> None:
