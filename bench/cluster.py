@@ -39,6 +39,7 @@ def run() -> Iterator[Table]:
             burst = time.monotonic()
             create_many(cluster.api, range(FEW, MANY))
             burst = time.monotonic() - burst
+            way.writer.renew()
             added = way.add()
             way.remove()
             figures = [

@@ -12,6 +12,7 @@ from tests.e2e.cluster.build import BuildError
 from tests.e2e.cluster.cluster import running
 from tests.e2e.cluster.kernel import belongings
 from tests.e2e.cluster.processes import wait_for
+from tests.e2e.cluster.services import delete_services
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +63,7 @@ def look_over(node: Node) -> None:
 
 @pytest.fixture(autouse=True)
 def looked_over(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Looks each node over after each scenario, and starts the next one without pods."""
+    """Looks each node over after each scenario, with the Services of it, and takes these away."""
     yield
     if "cluster" in request.fixturenames:
         cluster: Cluster = request.getfixturevalue("cluster")
@@ -71,3 +72,4 @@ def looked_over(request: pytest.FixtureRequest) -> Iterator[None]:
         cluster.weft.await_rollout()
         for node in cluster.nodes.values():
             look_over(node)
+        delete_services(cluster)

@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.cluster import images, lookup, manifests
 from tests.e2e.cluster.api import is_ready
 from tests.e2e.cluster.processes import run, wait_for
-from tests.e2e.cluster.services import SERVICES, create_service, delete_services
+from tests.e2e.cluster.services import create_service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,12 +56,17 @@ def name_service(cluster: Cluster) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def clients(cluster: Cluster, name_service: None) -> Iterator[list[Pod]]:
-    """A pod on each node, one of which runs CoreDNS; a Service to ask for."""
+    """A pod on each node, one of which runs CoreDNS."""
     pods = [cluster.create_pod(f"client-{name}", name, labels={"app": "client"}) for name in cluster.nodes]
-    create_service(cluster, "web", "client", endpoints=2)
     yield pods
-    delete_services(cluster)
     cluster.delete_pods()
+
+
+@pytest.fixture
+def web(cluster: Cluster, clients: list[Pod]) -> list[str]:
+    """A Service to ask for, with those pods; its addresses."""
+    made = create_service(cluster, "web", "client", endpoints=2)
+    return [str(address) for address in made["spec"]["clusterIPs"]]
 
 
 def looked_up(cluster: Cluster, pod: Pod, *question: str) -> list[str]:
@@ -72,17 +77,16 @@ def looked_up(cluster: Cluster, pod: Pod, *question: str) -> list[str]:
 @pytest.mark.parametrize("server", [0, 1], ids=["asked over IPv4", "asked over IPv6"])
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
 def test_pods_of_both_nodes_resolve_names(
-    cluster: Cluster, clients: list[Pod], transport: str, server: int
+    cluster: Cluster, clients: list[Pod], web: list[str], transport: str, server: int
 ) -> None:
     address = cluster.stack.dns_services[server]
-    expected = cluster.api.get(f"{SERVICES}/web")["spec"]["clusterIPs"]
     for pod in clients:
-        for kind, known in zip(("A", "AAAA"), expected, strict=True):
+        for kind, known in zip(("A", "AAAA"), web, strict=True):
             found = looked_up(cluster, pod, transport, address, f"web.default.{ZONE}", kind)
             assert found == [known], f"{pod} asking {address}"
 
 
-def test_names_work_as_pods_are_configured(cluster: Cluster, clients: list[Pod]) -> None:
+def test_names_work_as_pods_are_configured(cluster: Cluster, clients: list[Pod], web: list[str]) -> None:
     """Kubelet's resolv.conf, with its search list, the C library's resolver, then the Service itself."""
     for pod in clients:
         answer = cluster.api.execute(pod.name, "timeout", "5", "wget", "-q", "-O", "-", "http://web/")
@@ -99,7 +103,7 @@ def test_pods_reach_the_api_server_by_its_cluster_ip(cluster: Cluster, clients: 
         request = cluster.in_network_of(
             pod, sys.executable, "-c", HTTPS, f"https://{address}/version", str(authority)
         )
-        assert json.loads(run(*request))["gitVersion"].startswith("v1."), pod
+        assert "gitVersion" in json.loads(run(*request)), pod
         question = ("udp", cluster.stack.dns_services[0], f"kubernetes.default.{ZONE}", "A")
         assert looked_up(cluster, pod, *question) == [address]
 

@@ -14,7 +14,7 @@ from tests.e2e.cluster import load, manifests
 from tests.e2e.cluster.api import is_ready
 from tests.e2e.cluster.cluster import PODS, pod_manifest
 from tests.e2e.cluster.processes import Program, wait_for
-from tests.e2e.cluster.services import PORT, create_service, delete_services
+from tests.e2e.cluster.services import PORT, create_service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,6 @@ def rolled(cluster: Cluster) -> Iterator[str]:
     wait_for("the pods to serve", lambda: list(running(cluster).values()) == [True] * REPLICAS)
     yield f"{DEPLOYMENTS}/rolled"
     cluster.api.delete(f"{DEPLOYMENTS}/rolled", propagationPolicy="Background")
-    delete_services(cluster)
     wait_for("the pods to be gone", lambda: not running(cluster))
     cluster.delete_pods()
 

@@ -38,6 +38,11 @@ class Writer:
         if response.status >= 300:
             raise ClusterError(f"{method} {path}: {response.status} {answer.decode(errors='replace')}")
 
+    def renew(self) -> None:
+        """Connects anew: the server closes what was idle for some minutes."""
+        self.close()
+        self._connection.connect()
+
     def close(self) -> None:
         self._connection.close()
 
