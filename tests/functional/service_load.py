@@ -114,7 +114,7 @@ class Connections:
             self.failed.append(f"{words}: closed without an answer")
             return
         if _RETRANSMITS.unpack(info)[0]:
-            self.repeated.append(f"{words}: answered after {time.monotonic() - at:.2f} s")
+            self.repeated.append(f"{words}: answered after {time.monotonic() - at:.2f} s by {answer!r}")
         self.served.append(Served(at, answer.decode().split()[0]))
 
 

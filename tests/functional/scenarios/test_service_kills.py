@@ -22,7 +22,7 @@ from tests.functional.lab_cluster import NAMESPACE
 from tests.functional.service_load import Connections, Conversation, add_backend, clients, going, offered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from lab.api.resources import Object
     from tests.functional.lab_cluster import LabCluster
@@ -62,15 +62,24 @@ class Crowd:
 
     def fill(self) -> None:
         """Make all of them."""
-        self.lab.call(lambda: [self._create(number) for number in range(CROWD)])
+        self._each(self._create, range(CROWD))
 
     def change(self, count: int) -> None:
         """Change so many: other endpoints, gone, or there again."""
-        self.lab.call(lambda: [self._change() for _ in range(count)])
+        self._each(lambda _: self._change(), range(count))
 
     def clear(self) -> None:
         """Delete all that there are."""
-        self.lab.call(lambda: [self._delete(number) for number in list(self.there)])
+        self._each(self._delete, list(self.there))
+
+    def _each(self, work: Callable[[int], None], numbers: Iterable[int]) -> None:
+        """Do it for all in one go on the lab's loop."""
+
+        def do() -> None:
+            for number in numbers:
+                work(number)
+
+        self.lab.call(do)
 
     def calm(self) -> list[bytes]:
         """The packed ClusterIPs of those that never change."""
