@@ -32,6 +32,7 @@ from weft_rpc.admin_pb2_grpc import AdminStub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
+    from concurrent.futures import Future
 
     from lab.api.resources import Object
     from lab.api.server import ApiServer
@@ -102,6 +103,10 @@ class LabCluster:
     def run(self, work: Coroutine[Any, Any, T], limit: float = 90.0) -> T:
         """Carry out a coroutine on the lab's loop and return its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(limit)
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Let a coroutine go on on the lab's loop while the test does other things."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def call(self, work: Callable[[], T]) -> T:
         """Call a function on the lab's loop, which is the only place to touch the cluster's objects."""
