@@ -107,6 +107,9 @@ class RulesetSync:
         in_full = self._planned_in_full
         try:
             if not self._unread:
+                self._restructured |= touched.tables
+                if self._restructured:
+                    self._plan_structure()
                 self._plan_elements(touched.elements)
                 self._commit_pending()
         except DatapathError:
@@ -137,7 +140,8 @@ class RulesetSync:
             self.changes += [change for transaction in self._pending for change in transaction.changes]
         self._foreign = False
         self._tables = {table.key: table for table in wanted.tables}
-        self._elements = {key: dict(elements) for key, elements in wanted.elements.items()}
+        declared = {(*table.key, each.name) for table in wanted.tables for each in table.sets}
+        self._elements = {key: dict(elements) for key, elements in wanted.elements.items() if key in declared}
         self._touched.clear()
         self._restructured.clear()
         self._unread = False
@@ -148,25 +152,42 @@ class RulesetSync:
         self._planned_in_full, self._planned = False, {}
         names, self._restructured = self._restructured, set()
         for name in names:
-            old, new = self._tables.get(name), self._desired.tables.get(name)
-            planned = restructure(old, new) if old is not None and new is not None else None
-            if planned is None or new is None:
+            old, new = self._tables.pop(name, None), self._desired.tables.get(name)
+            planned = restructure(old, new)
+            if planned is None:
                 self.invalidate()
                 return
             self._pending.extend(planned)
-            self._tables[name] = new
+            if new is not None:
+                self._tables[name] = new
+            self._follow_sets(old, new)
+
+    def _follow_sets(self, old: Table | None, new: Table | None) -> None:
+        """Forget the elements of sets that go with a change of structure; have those of new ones written."""
+        before = {each.name for each in old.sets} if old is not None else set()
+        after = {each.name for each in new.sets} if new is not None else set()
+        table = old or new
+        if table is not None:
+            for name in before - after:
+                self._elements.pop((*table.key, name), None)
+        for name in after - before:
+            assert new is not None
+            key = (*new.key, name)
+            self._touched.setdefault(key, set()).update(self._desired.elements(key))
 
     def _plan_elements(self, touched: Mapping[SetKey, set[bytes]]) -> None:
         self._planned_in_full = False
         changes: list[SetChange] = []
         for key, elements in touched.items():
+            table = self._tables.get(key[:2])
+            declared = next((each for each in table.sets if each.name == key[2]), None) if table else None
+            if table is None or declared is None:
+                continue  # its elements are written when it comes
             known = self._elements.setdefault(key, {})
             wanted = self._desired.elements(key)
             before = {each: known[each] for each in elements if each in known}
             after = {each: wanted[each] for each in elements if each in wanted}
-            table = self._tables.get(key[:2])
-            if table is not None:
-                changes.append(SetChange(table, table.set(key[2]), before, after))
+            changes.append(SetChange(table, declared, before, after))
             for each in before:
                 del known[each]
             known.update(after)

@@ -86,11 +86,14 @@ def encode_table(table: Table) -> EncodedTable:
     return EncodedTable(
         comment(f"layout {table.layout}"),
         {each.name: EncodedSet(_set(each)) for each in table.sets},
-        {
-            each.name: EncodedChain(_hook(each), tuple(_rule(rule, table.family) for rule in each.rules))
-            for each in table.chains
-        },
+        {each.name: _chain(each, table.family) for each in table.chains},
     )
+
+
+@lru_cache(maxsize=16_384)
+def _chain(chain: Chain, family: Family) -> EncodedChain:
+    """Encode a chain once: tables that differ in a few chains share the others."""
+    return EncodedChain(_hook(chain), tuple(_rule(rule, family) for rule in chain.rules))
 
 
 def comment(words: str) -> bytes:

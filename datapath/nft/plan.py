@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from datapath.netlink.attributes import NLA_F_NESTED, items
 from datapath.nft import encode
-from datapath.nft.observe import ObservedChain, ObservedRule, ObservedSet, ObservedTable
+from datapath.nft.observe import ObservedTable
 from datapath.nft.render import render_element
 from datapath.nft.rules import Family
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
     from datapath.netlink.transport import Message
-    from datapath.nft.observe import ObservedRuleset
+    from datapath.nft.observe import ObservedChain, ObservedRuleset
     from datapath.nft.rules import Ruleset, Set, Table
 
 TRANSACTION_ELEMENTS = 2048
@@ -80,12 +80,7 @@ def plan(desired: Ruleset, observed: ObservedRuleset) -> list[Transaction]:
     Every observed table is one of ours, so one that is not desired is deleted.
     """
     wanted = {table.key for table in desired.tables}
-    transactions = [
-        Transaction(
-            (encode.delete_table(family, name),), (_said("delete", f"table {_family(family)} {name}"),)
-        )
-        for family, name in sorted(observed.tables.keys() - wanted)
-    ]
+    transactions = [_delete(*each) for each in sorted(observed.tables.keys() - wanted)]
     for table in desired.tables:
         present = observed.tables.get(table.key)
         elements = {each.name: _wanted(desired, table, each) for each in table.sets}
@@ -101,29 +96,51 @@ def change_elements(changes: Iterable[SetChange]) -> list[Transaction]:
     return _pack(_element_steps(changes))
 
 
-def restructure(old: Table, new: Table) -> list[Transaction] | None:
+def restructure(old: Table | None, new: Table | None) -> list[Transaction] | None:
     """Return the transactions from one structure of a table to another, the elements left alone.
 
     Nothing need be read for this: the kernel holds `old`. None when the table must be replaced as a whole.
     """
-    encoded = encode.encode_table(old)
-    chains = {}
-    for name, chain in encoded.chains.items():
-        rules = (dict(items(each)) for each in chain.rules)
-        chains[name] = ObservedChain(
-            chain.declaration,
-            tuple(
-                ObservedRule(each[encode.RULE_EXPRESSIONS], each.get(encode.RULE_USERDATA, b""))
-                for each in rules
-            ),
-        )
-    sets = {
-        each.name: ObservedSet(encoded.sets[each.name].declaration, dict(each.constant)) for each in old.sets
-    }
-    present = ObservedTable(0, encoded.user_data, sets, chains)
-    if not _is_compatible(new, present):
+    if new is None:
+        return [_delete(*old.key)] if old is not None else []
+    constants = {each.name: dict(each.constant) for each in new.sets}
+    if old is None:
+        return _pack(_repair(new, constants, None))
+    before, after = encode.encode_table(old), encode.encode_table(new)
+    if before.user_data != after.user_data or not _declared_alike(before, after):
         return None
-    return _pack(_repair(new, {each.name: dict(each.constant) for each in new.sets}, present))
+    return _pack(_restructured(old, new, before, after))
+
+
+def _declared_alike(before: encode.EncodedTable, after: encode.EncodedTable) -> bool:
+    """Whether what both tables have is declared in the same way in both."""
+    return all(each == after.sets.get(name, each) for name, each in before.sets.items()) and all(
+        each.declaration == after.chains.get(name, each).declaration for name, each in before.chains.items()
+    )
+
+
+def _restructured(
+    old: Table, new: Table, before: encode.EncodedTable, after: encode.EncodedTable
+) -> Iterator[_Step]:
+    yield from _declare(new, after, before.sets, before.chains)
+    known = {each.name: dict(each.constant) for each in old.sets}
+    yield from _element_steps(
+        SetChange(new, each, known.get(each.name, {}), wanted)
+        for each in new.sets
+        if known.get(each.name, {}) != (wanted := dict(each.constant))
+    )
+    fresh = after.chains.keys() - before.chains.keys()
+    changed = [name for name, each in after.chains.items() if name in fresh or before.chains[name] != each]
+    step = _rewrite(
+        new, after, changed, before.sets.keys(), {n: len(c.rules) for n, c in before.chains.items()}
+    )
+    if step.messages:
+        yield step
+
+
+def _delete(family: int, name: str) -> Transaction:
+    words = (_said("delete", f"table {_family(family)} {name}"),)
+    return Transaction((encode.delete_table(family, name),), words)
 
 
 def _wanted(desired: Ruleset, table: Table, declared: Set) -> Mapping[bytes, bytes]:
@@ -176,53 +193,67 @@ def _repair(
     if present is None:
         yield _Step([encode.new_table(table)], 0, (_said("add", f"table {name}"),))
         present = _NOTHING
-    for each in encoded.sets:
-        if each not in present.sets:
-            yield _Step([encode.new_set(table, each)], 0, (_said("add", f"set {name} {each}"),))
-    for each in encoded.chains:
-        if each not in present.chains:
-            yield _Step([encode.new_chain(table, each)], 0, (_said("add", f"chain {name} {each}"),))
-    new = _new_chains(table, present)
-    messages = [message for each in new for message in encode.new_rules(table, each)]
-    if messages:
-        yield _Step(messages, 0, tuple(_said("add", f"rules of chain {name} {each}") for each in new))
+    yield from _declare(table, encoded, present.sets, present.chains)
     yield from _set_steps(table, elements, present)
-    structure = _structure(table, encoded, present, new)
-    if structure.messages:
-        yield structure
+    changed = [
+        each for each, chain in encoded.chains.items() if not _same_rules(chain, present.chains.get(each))
+    ]
+    rules = {each: len(chain.rules) for each, chain in present.chains.items()}
+    step = _rewrite(table, encoded, changed, present.sets.keys(), rules)
+    if step.messages:
+        yield step
 
 
-def _new_chains(table: Table, present: ObservedTable) -> list[str]:
-    """Return the chains that are not there and that no packet enters before other chains' rules change.
+def _declare(
+    table: Table, encoded: encode.EncodedTable, sets: Container[str], chains: Container[str]
+) -> Iterator[_Step]:
+    """Yield the sets and chains that are missing.
 
-    Their rules can come in before the sets are filled, and should: for each chain with a rule that looks
-    something up in a map the kernel walks all elements of that map (nf_tables_bind_set).
+    A chain that no hook leads to has its rules at once: an element that is added later may lead there, and
+    for each chain whose rules look something up in a map the kernel walks all elements that the map has by
+    then (nf_tables_bind_set).
     """
-    return [each.name for each in table.chains if each.hook is None and each.name not in present.chains]
+    name = _table_name(table)
+    for each in encoded.sets:
+        if each not in sets:
+            yield _Step([encode.new_set(table, each)], 0, (_said("add", f"set {name} {each}"),))
+    missing = [each for each in encoded.chains if each not in chains]
+    for each in missing:
+        yield _Step([encode.new_chain(table, each)], 0, (_said("add", f"chain {name} {each}"),))
+    for each in missing:
+        if not encoded.chains[each].declaration and encoded.chains[each].rules:
+            words = (_said("add", f"rules of chain {name} {each}"),)
+            yield _Step(encode.new_rules(table, each), 0, words)
 
 
-def _structure(
-    table: Table, encoded: encode.EncodedTable, present: ObservedTable, done: Collection[str]
+def _rewrite(
+    table: Table,
+    encoded: encode.EncodedTable,
+    changed: Iterable[str],
+    sets: Iterable[str],
+    chains: Mapping[str, int],
 ) -> _Step:
     """Return all changes of rules, and the deletion of chains and sets that are none of ours, as one step.
 
-    The chains in `done` have their rules already.
+    Args:
+        table: as it shall be.
+        encoded: the same, encoded.
+        changed: chains whose rules are others, those included that `_declare` has made.
+        sets: the sets that were there before.
+        chains: the chains that were there before, with their numbers of rules.
     """
     family, name = table.key
     messages: list[Message] = []
     changes: list[Change] = []
-    changed = [
-        each
-        for each, chain in encoded.chains.items()
-        if each not in done and not _same_rules(chain, present.chains.get(each))
-    ]
-    foreign_chains = present.chains.keys() - encoded.chains.keys()
-    foreign_sets = present.sets.keys() - encoded.sets.keys()
+    # What `_declare` has filled is done; a new base chain gets its rules here.
+    changed = [each for each in changed if each in chains or encoded.chains[each].declaration]
+    foreign_chains = chains.keys() - encoded.chains.keys()
+    foreign_sets = set(sets) - encoded.sets.keys()
     # Rules first: chains and sets can't be deleted while a rule refers to them.
     messages += [
         encode.flush_chain(family, name, each)
         for each in (*changed, *sorted(foreign_chains))
-        if each in present.chains and present.chains[each].rules
+        if chains.get(each)
     ]
     for each in sorted(foreign_sets):
         # A set without a name of its own goes with the rule that used it.
@@ -234,7 +265,7 @@ def _structure(
         changes.append(Change("delete", f"chain {_table_name(table)} {each}"))
     for each in changed:
         messages += encode.new_rules(table, each)
-        action = "replace" if each in present.chains else "add"
+        action = "replace" if each in chains else "add"
         changes.append(Change(action, f"rules of chain {_table_name(table)} {each}"))
     return _Step(messages, 0, (lambda: changes,))
 

@@ -408,6 +408,10 @@ class Chain:
     rules: tuple[Rule, ...]
     hook: Hook | None = None
 
+    def __hash__(self) -> int:
+        # As for tables: equal ones are mostly the same object, and rules need not be walked to find it.
+        return hash((self.name, len(self.rules)))
+
 
 @dataclass(frozen=True, slots=True)
 class Set:

@@ -13,6 +13,7 @@ from datapath.nft import encode
 from datapath.nft.elements import key
 from datapath.nft.observe import ObservedRuleset
 from datapath.nft.plan import TRANSACTION_ELEMENTS
+from datapath.nft.rules import IPV4_ADDR, Family, Set, Table
 from datapath.nft.services import ServiceOptions
 from datapath.nft.tables import DIRECT, LOCAL, NODES, TableOptions, node_tables
 from datapath.ruleset import RulesetSync
@@ -181,16 +182,69 @@ def test_other_rules_need_no_reading_either() -> None:
     assert "add rule of chain ip weft input" in node.done
 
 
-def test_a_table_that_is_new_is_read_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_come_and_go_without_a_reading() -> None:
     node = Node()
     made = node_tables(TableOptions(services=FEW))
     node.sync.touch(node.put("tables", Fragment(tables=made[:1])))
     node.settle()
-    assert node.nft.readings == 1
+    assert node.nft.commits == [["delete table ip6 weft"]]
+    node.nft.commits.clear()
+    node.tables(FEW)
+    node.settle()
+    assert node.done[0] == "add table ip6 weft"
+    assert not [words for words in node.done if " ip weft " in words]
+    assert node.nft.readings == 0
+
+
+def test_a_table_of_another_layout_is_read_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node()
     monkeypatch.setattr("datapath.nft.tables.LAYOUT", 99)
     node.tables(FEW)
     node.settle()
-    assert node.nft.readings == 2
+    assert node.nft.readings == 1
+
+
+def extra(name: str, *sets: str) -> Table:
+    """A table of the test's own with these sets of addresses."""
+    return Table(Family.IPV4, name, 1, tuple(Set(each, (IPV4_ADDR,)) for each in sets), ())
+
+
+def test_a_set_that_comes_is_filled_with_what_was_desired_before_it() -> None:
+    node = Node()
+    held = SetElements((2, "extra"), "one", {key(bytes([192, 0, 2, 1])): b""})
+    node.sync.touch(node.put("owner", Fragment(elements=(held,))))
+    node.settle()
+    assert node.nft.commits == []
+    node.sync.touch(node.put("extra", Fragment(tables=(extra("extra", "one"),))))
+    node.settle()
+    assert node.done == ["add table ip extra", "add set ip extra one", "add elements of set ip extra one"]
+    assert node.nft.readings == 0
+
+
+def test_a_set_that_went_and_comes_again_is_filled_anew() -> None:
+    node = Node()
+    held = SetElements((2, "extra"), "one", {key(bytes([192, 0, 2, 1])): b""})
+    node.sync.touch(node.put("extra", Fragment(tables=(extra("extra", "one", "two"),), elements=(held,))))
+    node.settle()
+    node.nft.commits.clear()
+    for sets, done in (
+        (("two",), ["delete set ip extra one"]),
+        (("one", "two"), ["add set ip extra one", "add elements of set ip extra one"]),
+    ):
+        node.sync.touch(node.put("extra", Fragment(tables=(extra("extra", *sets),), elements=(held,))))
+        node.settle()
+        assert node.done == done
+        node.nft.commits.clear()
+    assert node.nft.readings == 0
+
+
+def test_an_attachment_brings_the_table_that_it_needs() -> None:
+    node = Node()
+    held = SetElements((2, "extra"), "one", {key(bytes([192, 0, 2, 1])): b""})
+    node.sync.apply_now(node.put("birth", Fragment(tables=(extra("extra", "one"),), elements=(held,))))
+    assert node.done == ["add table ip extra", "add set ip extra one", "add elements of set ip extra one"]
+    node.settle()
+    assert node.nft.readings == 0
 
 
 def test_an_attachment_goes_ahead_and_nothing_is_read_for_it() -> None:
