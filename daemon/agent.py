@@ -29,7 +29,9 @@ from daemon.admin.sources import Health as AdminHealth
 from daemon.admin.sources import Sources
 from daemon.cluster import decode, decode_services, endpoint
 from daemon.cluster.connection import Connection, UnreachableError
+from daemon.cluster.demand import Demand
 from daemon.cluster.reflector import Reflector, Resource
+from daemon.cluster.resources import NAMESPACES, NETWORK_POLICIES, pods_beyond, pods_on
 from daemon.cluster.store import NODE, Store
 from daemon.cni.attachments import Attachments
 from daemon.cni.conflist import Conflist
@@ -42,6 +44,7 @@ from daemon.events import Events
 from daemon.findings import LEVELS, Finding, Findings
 from daemon.health import Health
 from daemon.metrics import Metrics
+from daemon.policing import Policing
 from daemon.reconcile import Reconciler
 from daemon.servicefollowers import ServiceFollowers
 from daemon.servicehealth import HealthCheckPorts
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from daemon.compile.catalog import View
     from daemon.compile.local import LocalNetwork
     from daemon.config import Config
+    from datapath.desired import Fragment, FragmentKey
 
 log = structlog.get_logger()
 
@@ -172,6 +176,9 @@ class Agent:
                 ),
                 self.store.endpoint_slices,
             ),
+            self._reflector(NAMESPACES, self.store.namespaces),
+            self._reflector(NETWORK_POLICIES, self.store.network_policies),
+            self._reflector(pods_on(self.node_name), self.store.pods),
         )
         self.writer = Writer(report=self._report_refusals)
         self.recorder = Recorder(self.paths.desired)
@@ -208,6 +215,19 @@ class Agent:
             Allocator(self.leases, cooldown=config.cooldown_seconds),
             on_stale_flows=lambda stale: loop.call_soon_threadsafe(self.sweeper.offer, stale),
         )
+        self.remote_pods = Demand(
+            lambda: self._reflector(pods_beyond(self.node_name), self.store.remote_pods),
+            self.store.remote_pods,
+        )
+        self.policing = Policing(
+            store=self.store,
+            writer=self.writer,
+            node_name=self.node_name,
+            records=self.attachments.ipam.records,
+            remote_pods=self.remote_pods,
+            findings=self.findings,
+            on_applied=self._record,
+        )
         self.deletions = Deletions(self.paths.deletions)
         self.cni = CniService(
             writer=self.writer,
@@ -216,6 +236,8 @@ class Agent:
             local=self._local,
             config=config,
             metrics=self.metrics,
+            birth=self.policing.birth,
+            changed=self.policing.look,
         )
         self.garbage = Garbage(
             writer=self.writer,
@@ -273,7 +295,9 @@ class Agent:
         routes = http.metrics_routes(self.metrics)
         forever("metrics", http.serve(config.metrics_address, routes, findings, key="metricsAddress"))
         forever("events", self.events.run())
-        for reflector, table in zip(self.reflectors, self.store.tables, strict=True):
+        for reflector, table in zip(
+            self.reflectors, (*self.store.tables, *self.store.policy_tables), strict=True
+        ):
             forever(f"list-watch of {table.kind}s", reflector.run())
         forever("writer", self.writer.run())
         forever("figures", upkeep.sample(self.writer, self.metrics))
@@ -283,9 +307,13 @@ class Agent:
         forever("look at the machine", upkeep.check_machine(findings))
 
         await self.store.wait_synced()
+        for table in self.store.policy_tables:
+            await table.wait_synced()
         self.health.set(SYNCED)
         forever("address plan", self._check_cluster())
         local = await self._know_local()
+        forever("pods of other nodes", self.remote_pods.run())
+        await self.policing.gather()
         async with self.deletions.hold() as held:
             if not held:
                 log.warning("the shims' lock was not free in time; DELs of now are done by the timer")
@@ -297,10 +325,12 @@ class Agent:
                 }
             )
             await self.services.prepare(local)
+            await self.policing.prepare()
             forever("reconciler", self.reconciler.run())
             forever("record of the desired state", self.recorder.run())
             await self.reconciler.wait_synced()
             forever("services", self.services.run())
+            forever("policies", self.policing.run())
             # A daemon that was killed may have brought or taken host ports without this.
             self.attachments.tell_flows()
             forever("stale flows", self.sweeper.run())
@@ -385,6 +415,10 @@ class Agent:
             health=self._admin_health,
             services=self._views,
         )
+
+    def _record(self, changes: Mapping[FragmentKey, Fragment | None]) -> None:
+        if (local := self._local()) is not None:
+            self.recorder.record(changes, local.sources)
 
     def _views(self, name: str) -> list[View]:
         catalog = self.services.catalog

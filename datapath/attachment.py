@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from datapath.netlink.links import LinkState
     from datapath.netlink.transport import Message
     from datapath.nft.hostports import HostPort
+    from datapath.policy import Direction
 
 GATEWAYS = {4: parse_address("169.254.1.1"), 16: parse_address("fe80::1")}
 """What pods have as their default gateway, by address length: the node's end of each veth."""
@@ -83,6 +84,7 @@ class AttachRequest:
         addresses: the pod's, at most one of each family.
         sources: the node's addresses, which the node prefers as source when it talks to the pod.
         alias: IFLA_IFALIAS of the node's end, at most 255 bytes: from it a lost database is rebuilt.
+        closed: in which directions nothing may pass until policies are known.
         ports: ports of the node that lead to the pod.
     """
 
@@ -95,6 +97,7 @@ class AttachRequest:
     sources: tuple[Address, ...] = ()
     alias: str = ""
     host_mac: Mac = HOST_MAC
+    closed: tuple[Direction, ...] = ()
     ports: tuple[HostPort, ...] = ()
 
 

@@ -17,11 +17,12 @@ from datapath.errors import DatapathError
 from datapath.fragments import Touched
 from datapath.netlink.links import decode_link, get_links
 from datapath.nft.hostports import host_port_elements, host_port_sets, read_host_ports
+from datapath.nft.policy import closed_fragment
 from datapath.nft.tables import pod_sources
 from datapath.underlay import read_links
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from datapath.attachment import Attached, Attachment, AttachRequest, Detached
     from datapath.desired import Address, FragmentKey
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from datapath.underlay import HostLink
 
 ATTACHMENT = "attachment"
+
+
+def birth_key(host_link: str) -> FragmentKey:
+    """Return the key of what closes a pod from its first packet on; a policy's own fragment outranks it."""
+    return ("policy-birth", host_link)
 
 
 def attachment_key(host_link: str) -> FragmentKey:
@@ -97,10 +103,11 @@ class Kernel:
         """
         fragments = {request.host_link: _fragment(request) for request in requests}
         try:
-            self._admit(fragments)
+            self._admit(fragments, requests)
         except DatapathError:
             for link in fragments:
                 self._sync.record(attachment_key(link), None)
+                self._sync.record(birth_key(link), None)
         else:
             self._expected.update(fragments)
 
@@ -117,25 +124,33 @@ class Kernel:
             # Elements before the link: the pod may send as soon as it is up.
             if fragment is None:
                 fragment = _fragment(request)
-                self._admit({link: fragment})
+                self._admit({link: fragment}, (request,))
             attached = wiring.attach(sync.route, request, objects=fragment.objects, home=self._home)
         except BaseException:
             # Elements that can't be taken back now are found by the next reading.
             with suppress(DatapathError):
-                sync.ruleset.apply_now(sync.record(attachment_key(link), None))
+                sync.ruleset.apply_now(self._forget(link))
             raise
         sync.indexes[link] = attached.host_index
         return attached
 
-    def _admit(self, fragments: Mapping[str, Fragment]) -> None:
+    def _admit(self, fragments: Mapping[str, Fragment], requests: Iterable[AttachRequest]) -> None:
         touched = Touched()
         for link, fragment in fragments.items():
             self._sync.record(attachment_key(link), fragment, touched)
+        for each in requests:
+            if each.closed:
+                closed = closed_fragment(each.host_link, each.closed)
+                self._sync.record(birth_key(each.host_link), closed, touched)
         self._sync.ruleset.apply_now(touched)
+
+    def _forget(self, link: str) -> Touched:
+        touched = self._sync.record(attachment_key(link), None)
+        return self._sync.record(birth_key(link), None, touched)
 
     def detach(self, attachment: Attachment) -> Detached:
         """Cut a pod off; only its link's destruction is left for later. Absence is success."""
-        touched = self._sync.record(attachment_key(attachment.host_link), None)
+        touched = self._forget(attachment.host_link)
         detached = wiring.detach(self._sync.route, attachment)
         self._sync.indexes.pop(attachment.host_link, None)
         self._sync.ruleset.apply_now(touched)

@@ -168,9 +168,13 @@ class Subscription:
         self._ready.clear()
         return keys
 
+    async def wait(self) -> None:
+        """Wait until a key is dirty, and take none."""
+        await self._ready.wait()
+
     async def next(self) -> frozenset[Key]:
         """Wait until a key is dirty, then take all. Cancelling it loses nothing."""
-        await self._ready.wait()
+        await self.wait()
         return self.take()
 
     async def __aiter__(self) -> AsyncIterator[frozenset[Key]]:

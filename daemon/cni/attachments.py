@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from datapath.attachment import Attached
     from datapath.conntrack import StaleFlows
     from datapath.desired import Address
+    from datapath.policy import Direction
     from ipam.allocator import Allocator
     from ipam.pool import Pool
     from ipam.record import AttachmentKey
@@ -94,6 +95,7 @@ class Request:
         sources: the node's address per family, preferred source of the pod's host routes.
         mtu: of the pod's interface.
         pod: the pod's namespace, name and UID, as far as the runtime told.
+        closed: in which directions nothing may pass until policies are known.
         ports: ports of the node that are to lead to the pod.
     """
 
@@ -103,6 +105,7 @@ class Request:
     sources: tuple[Address, ...]
     mtu: int
     pod: tuple[str, str, str]
+    closed: tuple[Direction, ...] = ()
     ports: tuple[PortMapping, ...] = ()
 
 
@@ -241,7 +244,7 @@ class Attachments:
                 continue
             add.record = record
             try:
-                add.plan = _attach_request(record, add.request.sources)
+                add.plan = _attach_request(record, add.request)
             except CniError as error:
                 self._give_up(kernel, add, error)
 
@@ -523,7 +526,7 @@ def _with_ports(records: Iterable[Record], ports: Mapping[Address, tuple[HostPor
     ]
 
 
-def _attach_request(record: Record, sources: tuple[Address, ...]) -> AttachRequest:
+def _attach_request(record: Record, request: Request) -> AttachRequest:
     return AttachRequest(
         netns=record.netns,
         ifname=record.key.ifname,
@@ -531,8 +534,9 @@ def _attach_request(record: Record, sources: tuple[Address, ...]) -> AttachReque
         mac=record.mac,
         mtu=record.mtu,
         addresses=record.addresses,
-        sources=sources,
+        sources=request.sources,
         alias=_alias(record),
+        closed=request.closed,
         ports=_host_ports(record),
     )
 

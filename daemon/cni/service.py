@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from daemon.config import Config
     from daemon.metrics import Metrics
     from datapath.desired import Address
+    from datapath.policy import Direction
     from ipam.record import Record
     from weft_rpc.cni_pb2 import ExecuteRequest
 
@@ -104,6 +105,8 @@ class CniService:
         config: Config,
         metrics: Metrics,
         degraded: Callable[[], str] = lambda: "",
+        birth: Callable[[str, str, str], tuple[Direction, ...]] = lambda *_: (),
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         """Make the service.
 
@@ -115,12 +118,16 @@ class CniService:
             config: the daemon's configuration.
             metrics: where figures go.
             degraded: says in words why pods of this node may lack connectivity, "" when they don't.
+            birth: in which directions a pod, by namespace, name and UID, is closed from its first packet on.
+            changed: called when attachments may have come or gone.
         """
         self._writer = writer
         self._attachments = attachments
         self._deletions = deletions
         self._local = local
         self._degraded = degraded
+        self._birth = birth
+        self._changed = changed
         self._dns = Dns(
             tuple(config.dns.get("nameservers", ())),
             "".join(config.dns.get("domain", ())),
@@ -150,6 +157,8 @@ class CniService:
             output = failure.to_json(netconf.requested_version(request.config))
         finally:
             del self._in_flight[serial]
+            if request.command in ("ADD", "DEL", "GC"):
+                self._changed()
         trace.total = time.perf_counter() - trace.start
         self._accounts.note(trace)
         return ExecuteResponse(output=output, exit_code=0 if trace.failure is None else 1)
@@ -183,18 +192,20 @@ class CniService:
                 "weftd does not know this node's pod CIDRs yet",
                 "it waits for the API server, or for the Node's spec.podCIDRs; see weftctl status",
             )
+        pod = (
+            args.get("K8S_POD_NAMESPACE", ""),
+            args.get("K8S_POD_NAME", ""),
+            args.get("K8S_POD_UID", ""),
+        )
         request = Request(
             key,
             invocation.netns,
             self._pools(local.pod_cidrs),
             local.sources,
             local.mtu,
-            (
-                args.get("K8S_POD_NAMESPACE", ""),
-                args.get("K8S_POD_NAME", ""),
-                args.get("K8S_POD_UID", ""),
-            ),
-            wish.ports,
+            pod,
+            closed=self._birth(*pod),
+            ports=wish.ports,
         )
         async with self._adds:
             added = await self._add_together(trace, request)

@@ -114,6 +114,13 @@ class Policies:
         """How many namespaces and label sets pods with addresses differ by."""
         return len(self._peers)
 
+    def birth(self, namespace: str, name: str, uid: str) -> tuple[Direction, ...]:
+        """Return the directions in which a pod that is about to be attached must be closed at first.
+
+        What is not known of the pod is "".
+        """
+        return self._subjects.birth(namespace, name, uid)
+
     def scope(self, name: str) -> Scope | None:
         """Return what belongs into a shared set in use, for people; None where there is none of that name."""
         for sets in (self._peers.sets, self._tunnels.sets, self._ports.sets):

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from daemon.cluster.selectors import Selectors
-from datapath.policy import Subject
+from datapath.policy import Direction, Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from daemon.cluster.model import NetworkPolicy, Pod
 
@@ -79,6 +79,24 @@ class Subjects:
     def at(self, address: bytes) -> Subject | None:
         """Return the subject that has an address."""
         return self._by_address.get(address)
+
+    def birth(self, namespace: str, name: str, uid: str) -> tuple[Direction, ...]:
+        """Return the directions in which policies may isolate a pod that is not attached yet.
+
+        The object of a former pod of the name says nothing about this one: then each policy that may select
+        it counts, as for one whose object is not known at all.
+        """
+        pod = self._of_uid(f"{namespace}/{name}", uid)
+        if pod is None:
+            possible: Iterable[NetworkPolicy] = self._possible(namespace).values()
+        elif takes_part(pod) and namespace in self._selectors:
+            possible = [self.policies[each] for each in self._selectors[namespace].matching(pod.labels)]
+        else:
+            possible = ()
+        found = [Direction.INGRESS] if any(each.ingress is not None for each in possible) else []
+        if any(each.egress is not None for each in possible):
+            found.append(Direction.EGRESS)
+        return tuple(found)
 
     def located(self, name: str) -> Pod | None:
         """Return a pod of this node with the addresses of its attachments; None where it is nobody's peer."""
@@ -170,9 +188,7 @@ class Subjects:
     def _recognise(self, link: str) -> None:
         """Find the object of an attachment's pod: of its name, and of its UID where both are known."""
         resident = self._residents[link]
-        pod, uid = self._pods.get(resident.attached.pod), resident.attached.uid
-        if pod is not None and uid and pod.uid and uid != pod.uid:
-            pod = None
+        pod = self._of_uid(resident.attached.pod, resident.attached.uid)
         if pod is resident.pod:
             return
         resident.pod = pod
@@ -181,6 +197,15 @@ class Subjects:
         if pod is not None and takes_part(pod) and pod.namespace in self._selectors:
             policies = self._selectors[pod.namespace].matching(pod.labels)
         self._select(link, resident, policies)
+
+    def _of_uid(self, name: str, uid: str) -> Pod | None:
+        """Return the object of a pod, unless it is of another pod of the same name."""
+        pod = self._pods.get(name)
+        return None if pod is not None and uid and pod.uid and uid != pod.uid else pod
+
+    def _possible(self, namespace: str) -> Mapping[str, NetworkPolicy]:
+        """Return the policies that may select a pod of which no more is known; of any namespace for ""."""
+        return self._policies_of.get(namespace, {}) if namespace else self.policies
 
     def _select(self, link: str, resident: _Resident, policies: Iterable[str]) -> None:
         """Note which policies select an attachment."""
@@ -200,10 +225,9 @@ class Subjects:
         ingress: tuple[str, ...] | None
         egress: tuple[str, ...] | None
         if resident.pod is None:
-            # Whichever policy there is may select it, if not even the namespace is known one of any.
-            possible = self._policies_of.get(attached.namespace, {}) if attached.namespace else self.policies
-            ingress = () if any(each.ingress is not None for each in possible.values()) else None
-            egress = () if any(each.egress is not None for each in possible.values()) else None
+            possible = self._possible(attached.namespace).values()
+            ingress = () if any(each.ingress is not None for each in possible) else None
+            egress = () if any(each.egress is not None for each in possible) else None
         else:
             names, policies = sorted(resident.policies), self.policies
             ingress = tuple([each for each in names if policies[each].ingress is not None]) or None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from datapath.errors import NetlinkError
 from datapath.netlink.nfnetlink import read_generation, transact
 from datapath.netlink.transport import NETLINK_NETFILTER, Socket
-from datapath.nft import observe
+from datapath.nft import observe, policy
 from datapath.nft.encode import describe
 from datapath.nft.tables import TABLE
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datapath.nft.observe import ObservedRuleset
     from datapath.nft.plan import Transaction
 
-OURS = frozenset({TABLE})
+OURS = frozenset({TABLE, policy.TABLE})
 
 
 class Nft:

@@ -157,7 +157,8 @@ class Node(RuleBasedStateMachine):
 
         def work() -> None:
             requests = [
-                Request(key, netns, POOLS, (), 1450, ("", "", ""), self.wanted[key]) for netns, key in asked
+                Request(key, netns, POOLS, (), 1450, ("", "", ""), ports=self.wanted[key])
+                for netns, key in asked
             ]
             for request, outcome in zip(
                 requests, self.attachments.add_all(self.kernel, requests), strict=True

@@ -12,7 +12,8 @@ from datapath.nft import rules
 from datapath.nft.connection import Nft
 from datapath.nft.elements import intervals, key, prefix, verdict
 from datapath.nft.encode import RULE_EXPRESSIONS, encode_table
-from datapath.nft.plan import covers, plan
+from datapath.nft.plan import SetChange, change_elements, covers, plan, restructure
+from datapath.nft.policy import SUBJECTS, dispatch_chain, policy_chains, policy_table
 from datapath.nft.render import render, render_element
 from datapath.nft.rules import (
     ACCEPT,
@@ -67,6 +68,16 @@ from datapath.nft.rules import (
 )
 from datapath.nft.services import REFUSE_CHAIN, SNAT_CHAIN, ServiceOptions
 from datapath.nft.tables import TableOptions, node_tables
+from datapath.policy import (
+    Blocks,
+    Direction,
+    Members,
+    NamedPorts,
+    PortRange,
+    Ports,
+    Rule,
+    Rules,
+)
 from tests.functional.nft.spaces import spaces
 
 if TYPE_CHECKING:
@@ -180,6 +191,76 @@ def test_the_skeleton_is_printed_as_rendered(space: Space) -> None:
         nft.apply(plan(Ruleset(tables), nft.read()))
     listed = space.run("nft", "--stateless", "--terse", "list", "ruleset")
     assert listed == "".join(render(table) for table in tables)
+
+
+def policies(family: Family) -> tuple[Table, Mapping[str, Mapping[bytes, bytes]]]:
+    """A table of policies with every kind of peer and of ports, and elements for its sets."""
+    one = bytes(15 if family is Family.IPV6 else 3) + b"\x09"
+    block = prefix(one, len(one) * 8 - 4)
+    peers = (
+        None,
+        Members("peers-1"),
+        Blocks((block,), ""),
+        Blocks((block,), "nodes-1"),
+        Blocks((), "nodes-1"),
+    )
+    ports = (
+        None,
+        Ports((PortRange(6, 80, 80), PortRange(17, 1, 65535), PortRange(132, 5, 9))),
+        NamedPorts("named-1"),
+    )
+    rules_ = tuple(Rule(peer, port) for peer in peers for port in ports)
+    chains: list[Chain] = []
+    sets: dict[str, Set] = {}
+    elements: dict[str, Mapping[bytes, bytes]] = {}
+    link = key(b"weft1".ljust(16, b"\0"))
+    for direction in Direction:
+        part = policy_chains("shop/p", direction, family, Rules(rules_, rules_))
+        empty = policy_chains("shop/q", direction, family, Rules())
+        dispatch = dispatch_chain(direction, [empty, part])
+        sets.update({each.name: each for each in part.sets})
+        elements.update(part.static)
+        chains += [part.chain, empty.chain, dispatch]
+        elements[SUBJECTS[direction]] = {link: verdict(goto(dispatch.name))}
+    elements |= {"peers-1": {key(one): b""}, "nodes-1": {key(one): b""}, "tunnels": {key(one): b""}}
+    elements |= {"itself": {link + link: b""}, "named-1": {key(one, b"\x06", b"\0\x50"): b""}}
+    return policy_table(family, sets.values(), chains), elements
+
+
+@pytest.mark.parametrize("family", [Family.IPV4, Family.IPV6])
+def test_policies_are_loaded_and_printed_as_rendered(space: Space, family: Family) -> None:
+    table, elements = policies(family)
+    with Nft(namespace=space.descriptor) as nft:
+        nft.apply(plan(ruleset(table, elements), nft.read()))
+        assert plan(ruleset(table, elements), nft.read()) == []
+    assert space.run("nft", "--stateless", "--terse", "list", "ruleset") == render(table)
+
+
+@pytest.mark.parametrize("family", [Family.IPV4, Family.IPV6])
+def test_policies_come_and_go_beside_others_without_a_reading(space: Space, family: Family) -> None:
+    plain, (full, elements) = policy_table(family), policies(family)
+    keyed = {(*full.key, name): each for name, each in elements.items()}
+    with Nft(namespace=space.descriptor) as nft:
+        for old, new in ((None, plain), (plain, full), (full, plain), (plain, None)):
+            steps = restructure(old, new)
+            assert steps is not None
+            nft.apply(steps)
+            if new is full:
+                nft.apply(
+                    change_elements(
+                        SetChange(full, each, {}, elements[each.name])
+                        for each in full.sets
+                        if each.name in elements
+                    )
+                )
+                assert plan(Ruleset((full,), keyed), nft.read()) == []
+                gone = [
+                    SetChange(full, each, elements[each.name], {})
+                    for each in full.sets
+                    if each.name in elements
+                ]
+                nft.apply(change_elements(gone))
+            assert plan(Ruleset((new,) if new is not None else ()), nft.read()) == []
 
 
 def by_expression(table: Table) -> str:

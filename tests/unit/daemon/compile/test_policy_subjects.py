@@ -10,7 +10,7 @@ from daemon.cluster.decode_policies import network_policy
 from daemon.cluster.model import Pod
 from daemon.cluster.selectors import labels
 from daemon.compile.policy_subjects import Attached, Subjects, takes_part
-from datapath.policy import Subject
+from datapath.policy import Direction, Subject
 from datapath.text import parse_address
 from tests.unit.daemon.compile.town import select
 
@@ -84,3 +84,28 @@ def test_who_takes_part() -> None:
     assert takes_part(DB)
     assert not takes_part(replace(DB, finished=True))
     assert not takes_part(replace(DB, host_network=True))
+
+
+IN, OUT = Direction.INGRESS, Direction.EGRESS
+
+
+@pytest.mark.parametrize(
+    ("pod", "born", "closed"),
+    [
+        (None, ("shop", "db", "u1"), (IN,)),
+        (DB, ("shop", "db", "u1"), (IN,)),
+        (replace(DB, labels=labels({"app": "web"})), ("shop", "db", "u1"), ()),
+        (replace(DB, labels=labels({"app": "web"})), ("shop", "db", "u2"), (IN,)),
+        (replace(DB, host_network=True), ("shop", "db", "u1"), ()),
+        (None, ("bank", "db", "u1"), ()),
+        (None, ("", "", ""), (IN, OUT)),
+    ],
+    ids=["unknown", "selected", "not selected", "a former pod of the name", "host", "other space", "nothing"],
+)
+def test_birth(pod: Pod | None, born: tuple[str, str, str], closed: tuple[Direction, ...]) -> None:
+    subjects = Subjects()
+    subjects.put_pod("shop/db", pod)
+    subjects.put_policy("shop/p", POLICY)
+    raw = {"metadata": {"namespace": "mall", "name": "p"}, "spec": {"policyTypes": ["Egress"]}}
+    subjects.put_policy("mall/p", network_policy(raw))
+    assert subjects.birth(*born) == closed
