@@ -185,7 +185,7 @@ async def test_a_file_that_was_removed_is_written_anew(path: str, monkeypatch: p
     recorder.record({("node", "n3"): PEER}, (HERE,))
     task = asyncio.ensure_future(recorder.run())
     async with asyncio.timeout(10):
-        while not os.path.exists(path):
+        while not os.path.exists(path):  # noqa: ASYNC110 - there is nobody to set an event
             await asyncio.sleep(0.01)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
