@@ -15,7 +15,7 @@ from tests.functional.lab_cluster import LabCluster
 pytestmark = pytest.mark.root
 
 NARROW = 1300
-FAR = ("198.51.100.2", "2001:db8:fa::2")
+FAR = ("198.18.0.2", "2001:db8:fa::2")
 
 
 @pytest.fixture
@@ -28,10 +28,10 @@ def narrow_road(lab: LabCluster) -> Iterator[None]:
     async def build() -> None:
         link = f"type veth peer name eth0 mtu {NARROW} netns {descriptor_path(host)}"
         lines = [f"link add name narrow mtu {NARROW} {link}", "link set narrow up"]
-        lines += ["addr add 198.51.100.1/24 dev narrow", "addr add 2001:db8:fa::1/64 dev narrow nodad"]
+        lines += ["addr add 198.18.0.1/24 dev narrow", "addr add 2001:db8:fa::1/64 dev narrow nodad"]
         await ip_batch(router, lines)
         lines = ["link set eth0 up", f"addr add {FAR[0]}/24 dev eth0", f"addr add {FAR[1]}/64 dev eth0 nodad"]
-        lines += ["route add default via 198.51.100.1", "route add ::/0 via 2001:db8:fa::1"]
+        lines += ["route add default via 198.18.0.1", "route add ::/0 via 2001:db8:fa::1"]
         await ip_batch(descriptor_path(host), lines)
         await server.start(host, [Bind("udp", address, PORT) for address in FAR])
 
@@ -43,10 +43,10 @@ def narrow_road(lab: LabCluster) -> Iterator[None]:
     lab.run(build())
     lab.sh(
         "node-1",
-        "ip route add 198.51.100.0/24 via 172.31.1.1; ip -6 route add 2001:db8:fa::/64 via fd31:1::1",
+        "ip route add 198.18.0.0/24 via 172.31.1.1; ip -6 route add 2001:db8:fa::/64 via fd31:1::1",
     )
     yield
-    lab.sh("node-1", "ip route del 198.51.100.0/24; ip -6 route del 2001:db8:fa::/64")
+    lab.sh("node-1", "ip route del 198.18.0.0/24; ip -6 route del 2001:db8:fa::/64")
     lab.run(clear())
     os.close(host)
 
