@@ -255,10 +255,12 @@ class Attachments:
         found: Record | IpamError = taken
         try:
             while isinstance(found, PortTakenError) and found.holder.key not in busy:
-                links = {link.name for link in _host_links(kernel.links())}
-                if self._judge(found.holder, links) in ("", _BROKEN):
-                    break
-                self._take_down(kernel, found.holder)
+                # Another ADD of the group may have taken it down already.
+                if self.ipam.get(found.holder.key) is not None:
+                    links = {link.name for link in _host_links(kernel.links())}
+                    if self._judge(found.holder, links) in ("", _BROKEN):
+                        break
+                    self._take_down(kernel, found.holder)
                 (found,) = self.ipam.reserve_all((wish,))
         except (DatapathError, IpamError) as error:
             return error
