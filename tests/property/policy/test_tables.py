@@ -71,7 +71,7 @@ def check(history: list[Step]) -> None:
 
 
 @pytest.mark.timeout(600)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(histories)
 def test_the_order_of_events_does_not_matter_to_the_tables(history: tuple[list[Step], list[Step]]) -> None:
     check(history[0])
