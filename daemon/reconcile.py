@@ -306,7 +306,9 @@ class Reconciler:
             log.info("nodes", changed=len(moves), known=len(self._noted))
             return
         for name, before, now in moves:
-            event = "node left" if now is None else "node joined" if before is None else "node changed"
+            # A Node that has neither addresses nor podCIDRs yet joins when it gets the first of them.
+            joined = not any(_place(before))
+            event = "node left" if now is None else "node joined" if joined else "node changed"
             log.info(event, node=name, before=_place_words(before), now=_place_words(now))
 
     def _note_repair(self, reason: str, drift: Drift) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import socket
 import sys
 import threading
@@ -39,7 +41,7 @@ BURST = 150
 """Changes in a row: more than one batch."""
 MOST_ENDPOINTS = 4
 MOMENTS = 0.1
-"""The daemon is killed at most so many seconds after a burst, the first time at once."""
+"""The daemon is killed at most so many seconds after a burst, of which it sees nothing the first time."""
 RATE = 20
 SETTLED = 1.0
 _TABLES = frozenset(
@@ -217,8 +219,10 @@ def test_killed_in_a_churn_of_services(lab: LabCluster, crowd: Crowd, rounds: in
         load = Connections(asking, RATE)
         with going(lab, load, *talks), Writes(node.namespaces.net, calm) as writes:
             for number in range(rounds):
+                if not number:
+                    os.kill(node.daemon.pid, signal.SIGSTOP)
                 crowd.change(BURST)
-                time.sleep(crowd.chance.uniform(0, MOMENTS) if number else 0)
+                time.sleep(crowd.chance.uniform(0, MOMENTS))
                 lab.run(node.daemon.kill())
                 unfinished += frontends(nft) != others | crowd.sizes
                 crowd.change(BURST // 10)
