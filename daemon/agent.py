@@ -327,8 +327,9 @@ class Agent:
             await self.services.prepare(local)
             await self.policing.prepare()
             forever("reconciler", self.reconciler.run())
-            forever("record of the desired state", self.recorder.run())
             await self.reconciler.wait_synced()
+            # Only now: a record without the network would call everything in the kernel stale.
+            forever("record of the desired state", self.recorder.run())
             forever("services", self.services.run())
             forever("policies", self.policing.run())
             # A daemon that was killed may have brought or taken host ports without this.
