@@ -10,6 +10,7 @@ Raw = dict[str, Any]
 
 NODES = ("n1", "n2")
 SPACES = ("a", "b")
+MOST_PODS = 5
 KEYS = ("app", "tier")
 VALUES = ("x", "y")
 PORT_NAMES = ("http", "dns")
@@ -149,15 +150,17 @@ init_containers = st.lists(
 )
 
 
+def pod_addresses(node: int, number: int) -> tuple[str, str]:
+    """What the pod of a number has on a node."""
+    return f"10.244.{node}.{number + 2}", f"fd00:0:0:{node}::{number + 2}"
+
+
 @st.composite
 def pods(draw: st.DrawFn, number: int) -> Raw:
     """The pod of a number, which says its address on whichever node it is, so that no two share one."""
     node = draw(st.integers(1, len(NODES)))
     host = draw(st.sampled_from([False] * 7 + [True]))
-    if host:
-        ips = [f"192.168.7.{node}", f"fd07::{node}"]
-    else:
-        ips = [f"10.244.{node}.{number + 2}", f"fd00:0:0:{node}::{number + 2}"]
+    ips = node_addresses(node)[:2] if host else pod_addresses(node, number)
     spec: Raw = {"nodeName": NODES[node - 1], "containers": draw(containers)}
     if host:
         spec["hostNetwork"] = True
@@ -180,16 +183,25 @@ def pods(draw: st.DrawFn, number: int) -> Raw:
     }
 
 
+def node_addresses(number: int) -> tuple[str, str, str, str]:
+    """The addresses that a node speaks from: its own, and those of its end of the tunnel."""
+    return f"192.168.7.{number}", f"fd07::{number}", f"10.244.{number}.0", f"fd00:0:0:{number}::"
+
+
+def pod_networks(number: int) -> tuple[str, str]:
+    """The podCIDRs of a node."""
+    return f"10.244.{number}.0/24", f"fd00:0:0:{number}::/64"
+
+
 def nodes() -> list[Raw]:
     return [
         {
             "kind": "Node",
             "metadata": {"name": name},
-            "spec": {"podCIDRs": [f"10.244.{number}.0/24", f"fd00:0:0:{number}::/64"]},
+            "spec": {"podCIDRs": list(pod_networks(number))},
             "status": {
                 "addresses": [
-                    {"type": "InternalIP", "address": f"192.168.7.{number}"},
-                    {"type": "InternalIP", "address": f"fd07::{number}"},
+                    {"type": "InternalIP", "address": address} for address in node_addresses(number)[:2]
                 ]
             },
         }
@@ -212,7 +224,7 @@ def clusters(draw: st.DrawFn) -> dict[str, list[Raw]]:
     return {
         "nodes": nodes(),
         "namespaces": draw(namespaces()),
-        "pods": [draw(pods(number)) for number in range(draw(st.integers(2, 5)))],
+        "pods": [draw(pods(number)) for number in range(draw(st.integers(2, MOST_PODS)))],
         "policies": [draw(policies(st.just(f"policy{number}"))) for number in range(draw(st.integers(2, 5)))],
     }
 
@@ -223,7 +235,5 @@ def addresses(cluster: dict[str, list[Raw]]) -> list[str]:
     for pod in cluster["pods"]:
         found |= dict.fromkeys(entry["ip"] for entry in pod["status"]["podIPs"])
     for number in range(1, len(NODES) + 1):
-        found |= dict.fromkeys(
-            (f"192.168.7.{number}", f"fd07::{number}", f"10.244.{number}.0", f"fd00:0:0:{number}::")
-        )
+        found |= dict.fromkeys(node_addresses(number))
     return list(found)

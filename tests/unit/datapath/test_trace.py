@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from datapath.nft.elements import key
+from datapath.nft.elements import Range, key
 from datapath.nft.evaluation import Packet
+from datapath.nft.policy import DENY, TABLE, dispatch_chain, policy_chains, policy_table, subject_elements
 from datapath.nft.rules import (
     CT_STATUS_FIELD,
     DROP,
@@ -39,13 +40,17 @@ from datapath.nft.rules import (
     Translate,
     rule,
 )
+from datapath.policy import Blocks, Direction, PortRange, Ports, Rules
+from datapath.policy import Rule as PolicyRule
 from datapath.trace import Fate, Host, Route, trace
 
 if TYPE_CHECKING:
+    from datapath.desired import SetKey
     from datapath.nft.rules import Rule
     from datapath.trace import Path
 
 POD, VIP, OURS, PEER = b"\x0a\0\0\x02", b"\x0a\x60\0\x01", b"\xc0\0\2\1", b"\x0a\0\1\x02"
+CLIENT = b"\x0a\0\0\x03"
 HOST = Host(
     frozenset({OURS}),
     (
@@ -64,7 +69,11 @@ def base(point: HookPoint, *rules: Rule, kind: str = "filter", priority: int = 0
 
 
 def go(
-    *chains: Chain, backends: tuple[bytes, bytes] = (PEER, POD), host: Host = HOST, **packet: Any
+    *chains: Chain,
+    backends: tuple[bytes, bytes] = (PEER, POD),
+    host: Host = HOST,
+    more: tuple[Table, dict[SetKey, dict[bytes, bytes]]] | None = None,
+    **packet: Any,
 ) -> list[Path]:
     table = Table(Family.IPV4, "t", 1, (BACKENDS,), chains)
     elements = {
@@ -73,7 +82,10 @@ def go(
     usual = {"protocol": 6, "source": POD, "destination": PEER, "destination_port": 80, "iif": "weft0"}
     sent = Packet(Family.IPV4, **{**usual, **packet})
     before = repr(sent)
-    paths = trace(Ruleset((table,), {(2, "t", "backends"): elements}), sent, host)
+    ruleset = Ruleset((table,), {(2, "t", "backends"): elements})
+    if more is not None:
+        ruleset = Ruleset((table, more[0]), {**ruleset.elements, **more[1]})
+    paths = trace(ruleset, sent, host)
     assert repr(sent) == before
     assert sum(path.chance for path in paths) == 1
     return list(paths)
@@ -163,6 +175,26 @@ def test_what_a_host_sends_to_itself_is_translated_once() -> None:
     loop = base(HookPoint.INPUT, rule(Equals(IIFNAME, b"lo".ljust(16, b"\0")), Reject()))
     assert fate(loop, iif="", source=OURS, destination=OURS) is Fate.REFUSED
     assert fate(loop, destination=OURS) is Fate.DELIVERED
+
+
+def test_policies_see_packets_between_the_translations() -> None:
+    """They ask who is behind a service, and see a client's address that is replaced afterwards."""
+    services = (
+        base(HookPoint.PREROUTING, TO_BACKEND, kind="nat", priority=-100),
+        base(HookPoint.POSTROUTING, rule(Masquerade()), kind="nat", priority=100),
+    )
+    allowed = Rules(ipv4=(PolicyRule(Blocks((Range(PEER, PEER),), ""), Ports((PortRange(6, 8080, 8080),))),))
+    part = policy_chains("default/out", Direction.EGRESS, Family.IPV4, allowed)
+    subject = dispatch_chain(Direction.EGRESS, [part])
+    elements = {(2, TABLE, name): dict(each) for name, each in part.static}
+    for each in subject_elements("weft1", {(Family.IPV4, Direction.EGRESS): subject.name}):
+        elements[each.key] = dict(each.elements)
+    policies = policy_table(Family.IPV4, part.sets, (part.chain, subject))
+    found = go(*services, destination=VIP, iif="weft1", source=CLIENT, more=(policies, elements))
+    remote, local = found
+    assert (remote.fate, remote.packet.source) == (Fate.SENT, b"\x0a\0\0\0")
+    assert (local.fate, local.packet.destination) == (Fate.DROPPED, POD)
+    assert local.steps[-1].chain == DENY[Direction.EGRESS]
 
 
 def test_other_families_tables_are_not_asked() -> None:

@@ -13,14 +13,14 @@ from daemon.compile.policy_subjects import Attached
 from daemon.compile.policy_verdict import Flow, Reason, verdict
 from datapath.policy import Direction, Members, Rules, Subject
 from datapath.text import parse_address
-from tests.unit.daemon.compile.town import block, pods, shop, spaces
+from tests.unit.daemon.compile.town import block, link, pods, shop, spaces
 
 if TYPE_CHECKING:
     from daemon.compile.policy import Policies
     from tests.unit.daemon.compile.town import Town
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
-DB = "weft shop/db"
+DB = "weft-shop-db"
 
 
 @pytest.fixture
@@ -49,11 +49,11 @@ def needs_all_pods(model: Policies) -> bool:
 
 def attached(town: Town, name: str, /, **changes: str) -> Attached:
     raw = decode_pod(town.objects["Pod", name])
-    return Attached(f"weft {name}", raw.namespace, raw.name, raw.uid, raw.ips)._replace(**changes)  # type: ignore[arg-type]
+    return Attached(link(raw), raw.namespace, raw.name, raw.uid, raw.ips)._replace(**changes)  # type: ignore[arg-type]
 
 
 def test_subjects_are_the_pods_of_this_node(town: Town, model: Policies) -> None:
-    assert set(model.subjects) == {"weft shop/web", DB, "weft bank/db"}
+    assert set(model.subjects) == {"weft-shop-web", DB, "weft-bank-db"}
     assert model.subjects[DB] == Subject(
         DB, "shop/db", (parse_address("10.244.1.11"), parse_address("fd00:0:0:1::11"))
     )
@@ -67,9 +67,9 @@ def test_isolation_names_the_policies_sorted(town: Town, model: Policies) -> Non
     town.policy("shop/c", "", policyTypes=["Ingress", "Egress"])
     assert ingress(model, DB) == ("shop/b", "shop/c")
     assert egress(model, DB) == ("shop/a", "shop/c")
-    assert ingress(model, "weft shop/web") == ("shop/c",)
-    assert ingress(model, "weft bank/db") is None
-    assert model.changes().subjects == {DB, "weft shop/web"}
+    assert ingress(model, "weft-shop-web") == ("shop/c",)
+    assert ingress(model, "weft-bank-db") is None
+    assert model.changes().subjects == {DB, "weft-shop-web"}
 
 
 def test_only_policies_that_select_pods_of_this_node_are_compiled(town: Town, model: Policies) -> None:
@@ -95,7 +95,7 @@ def test_a_changed_policy_touches_its_own_rules_only(town: Town, model: Policies
     town.policy("shop/a", "", policyTypes=["Egress"])
     changes = model.changes()
     assert changes.rules == {("shop/a", IN), ("shop/a", OUT)}
-    assert changes.subjects == {"weft shop/web", DB}
+    assert changes.subjects == {"weft-shop-web", DB}
     assert model.rules == {("shop/a", OUT): Rules(), ("shop/b", IN): Rules()}
 
 
@@ -231,9 +231,9 @@ def test_a_pod_of_this_node_has_the_addresses_of_its_attachment(town: Town, mode
     (name,) = model.peers
     web = parse_address("10.244.1.10")
     assert web in model.peers[name]
-    model.put_attached("weft shop/web", None)
+    model.put_attached("weft-shop-web", None)
     assert web not in model.peers[name]
-    model.put_attached("weft shop/web", attached(town, "shop/web")._replace(addresses=(web,)))
+    model.put_attached("weft-shop-web", attached(town, "shop/web")._replace(addresses=(web,)))
     assert web in model.peers[name]
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Taken = dict[FragmentKey, Fragment | None]
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
-DB = "weft shop/db"
+DB = "weft-shop-db"
 
 
 class Desired:
@@ -157,8 +157,8 @@ def test_a_pod_that_comes_changes_one_fragment(desired: Desired) -> None:
 def test_pods_of_the_same_policies_share_a_chain(desired: Desired) -> None:
     desired.town.policy("shop/p", "", policyTypes=["Ingress", "Egress"])
     desired.follow()
-    assert desired.leads_to(DB) == desired.leads_to("weft shop/web")
-    assert desired.leads_to(DB, OUT) == desired.leads_to("weft shop/web", OUT)
+    assert desired.leads_to(DB) == desired.leads_to("weft-shop-web")
+    assert desired.leads_to(DB, OUT) == desired.leads_to("weft-shop-web", OUT)
     assert desired.leads_to(DB, OUT) != desired.leads_to(DB, IN)
 
 
@@ -189,7 +189,7 @@ def test_a_pod_that_is_not_known_yet_is_closed(desired: Desired) -> None:
     desired.town.models["here"].put_pod("shop/web", None)
     desired.town.models["here"].compile()
     desired.follow()
-    assert desired.leads_to("weft shop/web")
+    assert desired.leads_to("weft-shop-web")
 
 
 def test_step_by_step_is_as_from_scratch(desired: Desired) -> None:

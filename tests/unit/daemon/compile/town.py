@@ -170,7 +170,7 @@ class Town:
 
 
 def link(pod: Pod) -> str:
-    return f"weft {pod.key}"
+    return f"weft-{pod.namespace}-{pod.name}"
 
 
 HERE = raw_node("here", "192.168.7.1 fd07::1", "10.244.1.0/24 fd00:0:0:1::/64")
