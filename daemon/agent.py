@@ -52,10 +52,13 @@ from daemon.serviceprogress import Progress
 from daemon.services import Services
 from datapath import podlinks
 from datapath.conntrack import Sweeper
+from datapath.errors import DatapathError
+from datapath.handover import Handover
 from datapath.kernel import attachment_fragment, attachment_key
 from datapath.snapshot import Recorder
 from datapath.writer import Writer
 from ipam.allocator import Allocator
+from ipam.pool import Pool
 from ipam.store import Store as Leases
 
 if TYPE_CHECKING:
@@ -211,9 +214,11 @@ class Agent:
         )
         self.leases = Leases(self.paths.leases)
         loop = asyncio.get_running_loop()
+        self.handover = Handover(loop, report=self._report_handover)
         self.attachments = Attachments(
             Allocator(self.leases, cooldown=config.cooldown_seconds),
             on_stale_flows=lambda stale: loop.call_soon_threadsafe(self.sweeper.offer, stale),
+            handover=self.handover,
         )
         self.remote_pods = Demand(
             lambda: self._reflector(pods_beyond(self.node_name), self.store.remote_pods),
@@ -335,6 +340,8 @@ class Agent:
             # A daemon that was killed may have brought or taken host ports without this.
             self.attachments.tell_flows()
             forever("stale flows", self.sweeper.run())
+            await self._clean_addresses(local)
+            forever("flows of former owners", self.handover.run())
             forever("health check ports", self.health_ports.run())
             self.health.set(KERNEL)
             forever(
@@ -386,6 +393,21 @@ class Agent:
             f"UDP flows to backends that left can't be deleted, and their clients get no answer: {failure}"
         )
         self.findings.replace((name,), [Finding(name, "warning", message)] if failure else [])
+
+    async def _clean_addresses(self, local: LocalNetwork) -> None:
+        """Forget flows to addresses that nobody holds: nobody knows who had them."""
+        pools = [Pool(prefix.address, prefix.length) for prefix in local.pod_cidrs]
+        # Why it fails is told as a finding, and each ADD tries again.
+        with contextlib.suppress(DatapathError):
+            await asyncio.to_thread(self.attachments.clean, pools)
+
+    def _report_handover(self, failure: str) -> None:
+        name = "FormerFlows"
+        message = (
+            "flows of pods that are gone can't be deleted, and their addresses can't be handed out before: "
+            f"{failure}"
+        )
+        self.findings.replace((name,), [Finding(name, "error", message)] if failure else [])
 
     def _leaving(self) -> str:
         """Why load balancers should send nothing new to this node; "" while they may."""

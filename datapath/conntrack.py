@@ -87,7 +87,7 @@ def delete_stale(netfilter: Socket, stale: StaleFlows, local: Collection[Address
             continue
         is_stale = _judge(family, wanted, local)
         for selection in _selections(family, wanted):
-            deleted += _delete(netfilter, selection, is_stale)
+            deleted += delete_listed(netfilter, selection, is_stale)
     return deleted
 
 
@@ -99,7 +99,7 @@ def delete_where(netfilter: Socket, selection: Message, unwanted: Callable[[Flow
     Raises:
         DatapathError: as for `delete_stale`.
     """
-    return _delete(netfilter, selection, lambda payload: unwanted(decode_flow(payload)))
+    return delete_listed(netfilter, selection, lambda payload: unwanted(decode_flow(payload)))
 
 
 def local_addresses(route: Socket) -> frozenset[Address]:
@@ -243,7 +243,12 @@ def _selections(family: Family, wanted: Iterable[Destination]) -> Collection[Mes
     return single if len(single) <= ONE_BY_ONE else (get_flows(family, protocol=IPPROTO_UDP),)
 
 
-def _delete(netfilter: Socket, selection: Message, unwanted: Callable[[bytes], bool]) -> int:
+def delete_listed(netfilter: Socket, selection: Message, unwanted: Callable[[bytes], bool]) -> int:
+    """Delete the flows of a selection whose message a predicate does not want; as `delete_where`, but faster.
+
+    Raises:
+        DatapathError: as for `delete_stale`.
+    """
     deleted = 0
     while True:
         requests: list[Message] = []

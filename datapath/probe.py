@@ -71,7 +71,7 @@ def _try_all(options: TableOptions, found: list[MissingFeature]) -> None:
         ),
         (
             "connection tracking by netlink",
-            "UDP clients of Services whose endpoints change",
+            "UDP clients of Services whose endpoints change, and addresses that are handed on",
             "CONFIG_NF_CT_NETLINK",
             _flows,
         ),

@@ -59,6 +59,11 @@ class Pool:
         """How many addresses can be handed out."""
         return max(0, self.end - RESERVED_LOW)
 
+    @property
+    def span(self) -> tuple[bytes, bytes]:
+        """The first and the last address that can be handed out."""
+        return self.address(RESERVED_LOW), self.address(self.end - 1)
+
     def address(self, offset: int) -> bytes:
         """Return the address at an offset within the prefix."""
         return (int.from_bytes(self.network, "big") + offset).to_bytes(len(self.network), "big")

@@ -19,6 +19,7 @@ from daemon.compile.hostports import stale_flows
 from datapath.attachment import DOOMED_GROUP, Attachment, AttachRequest
 from datapath.errors import DatapathError, NamespaceError, NamespaceGoneError, NotANamespaceError
 from datapath.netns import open_namespace
+from datapath.nft.elements import Range
 from datapath.nft.hostports import HostPort
 from ipam import alias
 from ipam.allocator import Wish
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from datapath.attachment import Attached
     from datapath.conntrack import StaleFlows
     from datapath.desired import Address
+    from datapath.handover import Handover
     from datapath.policy import Direction
     from ipam.allocator import Allocator
     from ipam.pool import Pool
@@ -161,6 +163,7 @@ class Attachments:
         *,
         lives: Callable[[str], bool] | None = None,
         on_stale_flows: Callable[[StaleFlows], object] = lambda _: None,
+        handover: Handover | None = None,
     ) -> None:
         """Make it.
 
@@ -169,10 +172,12 @@ class Attachments:
             lives: says whether there is a network namespace at a path (tests have their own).
             on_stale_flows: told, on the caller's thread, of flows that a host port which came or went left
                 leading nowhere.
+            handover: keeps flows of an address's former owner from its next one; None does without.
         """
         self.ipam = ipam
         self._lives = lives or is_namespace
         self._on_stale_flows = on_stale_flows
+        self._handover = handover
 
     def add(self, kernel: Kernel, request: Request) -> Added:
         """Attach a pod.
@@ -247,6 +252,32 @@ class Attachments:
                 add.plan = _attach_request(record, add.request)
             except CniError as error:
                 self._give_up(kernel, add, error)
+        self._clean(kernel, [add for add in group if add.plan is not None])
+
+    def _clean(self, kernel: Kernel, group: Sequence[_Add]) -> None:
+        """Keep what former owners of addresses left from their next ones; mostly that is done long ago."""
+        if self._handover is None or not group:
+            return
+        addresses = [each for add in group if add.record is not None for each in add.record.addresses]
+        pools = {Range(*pool.span) for add in group for pool in add.request.pools if pool.size}
+        try:
+            self._handover.require_clean(addresses, pools, self._held)
+        except DatapathError as error:
+            for add in group:
+                self._give_up(kernel, add, error)
+
+    def _held(self) -> Iterable[Address]:
+        return (address for record in self.ipam.records() for address in record.addresses)
+
+    def clean(self, pools: Iterable[Pool]) -> None:
+        """Have everything forgotten of pools' addresses that nobody holds, before the first ADD needs one.
+
+        Raises:
+            DatapathError: the kernel refused; an ADD will try again.
+        """
+        if self._handover is not None:
+            spans = {Range(*pool.span) for pool in pools if pool.size}
+            self._handover.require_clean((), spans, self._held)
 
     def _take_over(
         self, kernel: Kernel, wish: Wish, taken: PortTakenError, busy: Collection[AttachmentKey]
@@ -471,6 +502,8 @@ class Attachments:
         self.ipam.begin_release(record.key)
         kernel.detach(_attachment(record, record.netns))
         self.ipam.release(record.key)
+        if self._handover is not None:
+            self._handover.give_back(record.addresses)
         if record.ports:
             self._on_stale_flows(stale_flows(record, self.ipam.records()))
 

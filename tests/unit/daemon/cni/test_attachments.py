@@ -10,6 +10,7 @@ from daemon.cni.attachments import Added, Request, is_namespace
 from daemon.cni.naming import names
 from datapath import text
 from datapath.attachment import DOOMED_GROUP
+from datapath.errors import DatapathError
 from datapath.nft.hostports import host_port_elements, read_host_ports
 from ipam import alias
 from ipam.errors import PortTakenError, StoreError
@@ -19,9 +20,10 @@ from ipam.record import AttachmentKey, State
 from tests.unit.daemon.cni.fakes import FakeLink
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from pathlib import Path
 
+    from datapath.nft.elements import Range
     from ipam.record import Record
     from tests.unit.daemon.cni.conftest import Node
 
@@ -117,6 +119,52 @@ def test_where_the_end_cannot_be_recorded_everything_is_undone(node: Node) -> No
     assert told(node.attachments.add_all(node.kernel, [asked(node, 1), asked(node, 2)])) == ["StoreError"] * 2
     assert node.allocator.records() == ()
     assert node.kernel.table == {}
+
+
+class Handover:
+    """Stands for datapath.handover's."""
+
+    def __init__(self) -> None:
+        self.given_back: list[str] = []
+        self.required: list[tuple[list[str], set[Range], list[str]]] = []
+        self.failure: Exception | None = None
+
+    def give_back(self, addresses: Iterable[bytes]) -> None:
+        self.given_back += map(text.address, addresses)
+
+    def require_clean(
+        self,
+        addresses: Collection[bytes],
+        pools: set[Range],
+        held: Callable[[], Iterable[bytes]],
+    ) -> None:
+        self.required.append(([*map(text.address, addresses)], pools, sorted(map(text.address, held()))))
+        if self.failure is not None:
+            raise self.failure
+
+
+def test_addresses_are_clean_before_anything_is_wired(node: Node) -> None:
+    handover = Handover()
+    node.attachments._handover = handover  # type: ignore[assignment]
+    assert told(node.attachments.add_all(node.kernel, [asked(node, each) for each in (1, 2)])) == [
+        "10.244.1.2",
+        "10.244.1.3",
+    ]
+    pool = (bytes((10, 244, 1, 2)), bytes((10, 244, 1, 254)))
+    both = ["10.244.1.2", "10.244.1.3"]
+    assert handover.required == [(both, {pool}, both)]
+    node.attachments.delete(node.kernel, node.key(1))
+    assert handover.given_back == ["10.244.1.2"]
+    node.kernel.calls.clear()
+    handover.failure = DatapathError("flows can't be listed")
+    assert told(node.attachments.add_all(node.kernel, [asked(node, 3)])) == ["DatapathError"]
+    assert not any(each.startswith("attach") for each in node.kernel.calls)
+    assert [record.key for record in node.allocator.records()] == [node.key(2)]
+    assert handover.given_back == ["10.244.1.2", "10.244.1.4"]
+    handover.failure = None
+    node.attachments.clean([Pool(bytes((10, 9, 0, 0)), 30), Pool(bytes((10, 9, 0, 9)), 32)])
+    span = (bytes((10, 9, 0, 2)), bytes((10, 9, 0, 2)))
+    assert handover.required[-1] == ([], {span}, ["10.244.1.3"])
 
 
 async def test_a_lost_database_is_rebuilt_from_the_aliases(node: Node) -> None:

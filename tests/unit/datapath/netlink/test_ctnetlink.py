@@ -10,7 +10,16 @@ from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
 
 from datapath.errors import NetlinkFormatError
 from datapath.netlink.attributes import attribute, be16, be32, nest, parse, u8
-from datapath.netlink.ctnetlink import CT_DELETE, CT_GET, Flow, decode_flow, del_flow, ends, get_flows
+from datapath.netlink.ctnetlink import (
+    CT_DELETE,
+    CT_GET,
+    Flow,
+    decode_flow,
+    del_flow,
+    ends,
+    flow_addresses,
+    get_flows,
+)
 from datapath.netlink.nfnetlink import HEADER_BYTES, header
 from datapath.netlink.transport import Message
 
@@ -161,3 +170,23 @@ def test_a_message_of_another_family_or_half_of_one_is_refused() -> None:
         decode_flow(header(5))
     with pytest.raises(NetlinkFormatError, match="lacks direction 2"):
         decode_flow(header(2) + direction(1, UDP, (V4[1][0], 1), (V4[1][1], 2)))
+
+
+@pytest.mark.parametrize(("family", "addresses"), [V4, V6], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("protocol", [UDP, TCP, ICMP])
+def test_addresses_are_read_whatever_the_protocol(family: int, addresses: list[bytes], protocol: int) -> None:
+    client, frontend, backend = addresses
+    expected = (client, frontend, backend, client)
+    assert flow_addresses(listed(family, addresses, protocol)) == expected
+    # Neither the order of attributes nor what stands before the tuples is a promise.
+    turned = b"".join(
+        (
+            header(family),
+            be32(7, 119),
+            direction(2, protocol, (backend, 5353), (client, 40000)),
+            direction(1, protocol, (client, 40000), (frontend, 53)),
+        )
+    )
+    assert flow_addresses(turned) == expected
+    with pytest.raises(NetlinkFormatError):
+        flow_addresses(header(family) + be32(7, 119))
