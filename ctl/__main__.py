@@ -9,6 +9,7 @@ from ctl.commands.completion import completion
 from ctl.commands.diff import diff
 from ctl.commands.ipam import ipam
 from ctl.commands.nodes import nodes
+from ctl.commands.policy import policy
 from ctl.commands.services import services
 from ctl.commands.status import status
 from ctl.commands.uninstall import uninstall
@@ -46,7 +47,7 @@ def cli(context: click.Context) -> None:
     context.ensure_object(Invocation)
 
 
-for command in (status, attachments, ipam, nodes, services, diff, completion, uninstall):
+for command in (status, attachments, ipam, nodes, services, policy, diff, completion, uninstall):
     cli.add_command(command)
 
 

@@ -99,4 +99,6 @@ class Connection:
             return FailedError(
                 f"weftd does not know {method}: it is older than this weftctl; upgrade the node's daemon"
             )
+        if code in {"FAILED_PRECONDITION", "RESOURCE_EXHAUSTED"}:
+            return FailedError(details)
         return FailedError(f"weftd could not answer {method}: {details or code}")

@@ -26,7 +26,7 @@ from daemon import health as http
 from daemon.admin import paths as admin_paths
 from daemon.admin import server as admin
 from daemon.admin.sources import Health as AdminHealth
-from daemon.admin.sources import Sources
+from daemon.admin.sources import PolicySources, Sources
 from daemon.cluster import decode, decode_services, endpoint
 from daemon.cluster.connection import Connection, UnreachableError
 from daemon.cluster.demand import Demand
@@ -45,6 +45,7 @@ from daemon.findings import LEVELS, Finding, Findings
 from daemon.health import Health
 from daemon.metrics import Metrics
 from daemon.policing import Policing
+from daemon.policyaccounts import PolicyAccounts
 from daemon.reconcile import Reconciler
 from daemon.servicefollowers import ServiceFollowers
 from daemon.servicehealth import HealthCheckPorts
@@ -55,6 +56,8 @@ from datapath.conntrack import Sweeper
 from datapath.errors import DatapathError
 from datapath.handover import Handover
 from datapath.kernel import attachment_fragment, attachment_key
+from datapath.netlink.transport import NETLINK_NETFILTER, Socket
+from datapath.nft import policy_inspection
 from datapath.snapshot import Recorder
 from datapath.writer import Writer
 from ipam.allocator import Allocator
@@ -69,6 +72,7 @@ if TYPE_CHECKING:
     from daemon.compile.local import LocalNetwork
     from daemon.config import Config
     from datapath.desired import Fragment, FragmentKey
+    from datapath.nft.policy_inspection import ExpectedVerdict
 
 log = structlog.get_logger()
 
@@ -195,6 +199,7 @@ class Agent:
             recorder=self.recorder,
             on_addresses=self.connection.forsake,
             on_local=lambda: self.services.look(),
+            on_links=lambda links: self.policing.take_links(links),
         )
         self.sweeper = Sweeper(
             deleted=self.metrics.flows_deleted.inc,
@@ -233,6 +238,7 @@ class Agent:
             findings=self.findings,
             on_applied=self._record,
         )
+        self.policy_accounts = PolicyAccounts(self.policing.model, self.policing.tables, self.metrics)
         self.deletions = Deletions(self.paths.deletions)
         self.cni = CniService(
             writer=self.writer,
@@ -337,6 +343,7 @@ class Agent:
             forever("record of the desired state", self.recorder.run())
             forever("services", self.services.run())
             forever("policies", self.policing.run())
+            forever("counters of policies", self.policy_accounts.run())
             # A daemon that was killed may have brought or taken host ports without this.
             self.attachments.tell_flows()
             forever("stale flows", self.sweeper.run())
@@ -437,6 +444,14 @@ class Agent:
             findings=self.findings,
             health=self._admin_health,
             services=self._views,
+            policies=PolicySources(
+                model=self.policing.model,
+                tables=self.policing.tables,
+                accounts=self.policy_accounts,
+                inspect=lambda expected: asyncio.to_thread(_inspect, expected),
+                pods=self.store.pods,
+                remote_pods=self.store.remote_pods,
+            ),
         )
 
     def _record(self, changes: Mapping[FragmentKey, Fragment | None]) -> None:
@@ -472,6 +487,11 @@ class Agent:
         seconds = process_age()
         self.metrics.startup_seconds.set(seconds)
         log.info("ready", node=self.node_name, version=self.version, seconds=round(seconds, 3))
+
+
+def _inspect(expected: ExpectedVerdict) -> tuple[str, ...]:
+    with Socket(NETLINK_NETFILTER) as netfilter:
+        return policy_inspection.inspect(netfilter, expected)
 
 
 async def _never_ending(name: str, body: Coroutine[Any, Any, None]) -> None:

@@ -202,6 +202,26 @@ class Metrics:
             buckets=_PROGRAMMING_BUCKETS,
         )
 
+        # NetworkPolicy
+        self.policy_packets = Counter(
+            "weft_policy_accepted_packets_total",
+            "First packets of connections that a policy let pass, by policy and direction.",
+            ["policy", "direction"],
+            registry=registry,
+        )
+        self.policy_bytes = Counter(
+            "weft_policy_accepted_bytes_total",
+            "Bytes of these packets.",
+            ["policy", "direction"],
+            registry=registry,
+        )
+        self.policy_denied = Counter(
+            "weft_policy_denied_packets_total",
+            "Packets that no policy let pass, by pod of this node and direction.",
+            ["pod", "direction"],
+            registry=registry,
+        )
+
         # Connection tracking
         self.flows_deleted = Counter(
             "weft_conntrack_flows_deleted_total",

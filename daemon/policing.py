@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from daemon.findings import Findings
     from datapath.desired import Fragment, FragmentKey
     from datapath.policy import Direction
+    from datapath.underlay import HostLink
     from datapath.writer import Writer
     from ipam.record import Record
 
@@ -51,6 +52,7 @@ class Policing:
 
     Attributes:
         model: the policies as they concern this node.
+        tables: what programs the kernel, made of the model.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Policing:
             on_applied: told of fragments that the writer was given.
         """
         self.model = Policies(node_name)
-        self._tables = PolicyTables()
+        self.tables = PolicyTables()
         self._store = store
         self._writer = writer
         self._records = records
@@ -89,6 +91,10 @@ class Policing:
     def birth(self, namespace: str, name: str, uid: str) -> tuple[Direction, ...]:
         """Return the directions in which a pod must be closed from its first packet on."""
         return self.model.birth(namespace, name, uid)
+
+    def take_links(self, links: Iterable[HostLink]) -> None:
+        """Take the machine's links: what comes from their addresses reaches every pod of this node."""
+        self.model.put_host_addresses(address for link in links for address, _ in link.addresses)
 
     def look(self) -> None:
         """Say that attachments may have come or gone."""
@@ -133,10 +139,10 @@ class Policing:
         try:
             while True:
                 try:
-                    async with asyncio.timeout(SWEEP_SECONDS if self._tables.superfluous else None):
+                    async with asyncio.timeout(SWEEP_SECONDS if self.tables.superfluous else None):
                         await subscription.wait()
                 except TimeoutError:
-                    await self._apply(self._tables.sweep())
+                    await self._apply(self.tables.sweep())
                     continue
                 await self._apply(await self._compile())
                 self._findings.replace(PROBLEMS, [Finding(*each) for each in self.model.problems()])
@@ -145,7 +151,7 @@ class Policing:
 
     async def _compile(self) -> dict[FragmentKey, Fragment | None]:
         changes = await self._update()
-        return self._tables.take(self.model, self.model.changes()) | changes
+        return self.tables.take(self.model, self.model.changes()) | changes
 
     async def _update(self) -> dict[FragmentKey, Fragment | None]:
         """Bring the model up to date; returns what attachments change besides."""

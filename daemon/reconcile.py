@@ -87,11 +87,13 @@ class Reconciler:
         recorder: Recorder | None = None,
         on_addresses: Callable[[Collection[Address]], None] = lambda _: None,
         on_local: Callable[[], None] = lambda: None,
+        on_links: Callable[[tuple[HostLink, ...]], None] = lambda _: None,
     ) -> None:
         """Connect the parts.
 
         `on_addresses` is told of addresses of the machine, not of pods, that came or went; `on_local` is
-        called when this node's own network has become another.
+        called when this node's own network has become another; `on_links` is told of the machine's links
+        whenever they were read.
         """
         self.network = Network(node_name, config)
         self.last_sync = 0.0
@@ -108,6 +110,7 @@ class Reconciler:
         self._noted: dict[str, Node] = {}
         self._on_addresses = on_addresses
         self._on_local = on_local
+        self._on_links = on_links
         self._links: tuple[HostLink, ...] = ()
         self._look_at_links = True
         self._dirty: set[str] = set()
@@ -137,6 +140,7 @@ class Reconciler:
     async def prepare(self) -> LocalNetwork | None:
         """Compile this node's own network and change nothing: attachments are restored with its addresses."""
         self._links = await self._writer.underlay()
+        self._on_links(self._links)
         scratch = Network(self._node_name, self._config)
         scratch.update(self._store.nodes, self._store.nodes, self._links)
         if scratch.local is None:
@@ -246,6 +250,7 @@ class Reconciler:
             # Before asking: what happens while the answer comes asks again.
             self._look_at_links = False
             self._links = await self._writer.underlay()
+            self._on_links(self._links)
         dirty, self._dirty = self._dirty, set()
         self._note_nodes(dirty)
         before = self.local

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 
-from daemon.admin import answers, service_answers
+from daemon.admin import answers, policy_answers, service_answers
+from daemon.admin.explanation import Question, QuestionError
 from datapath.errors import DatapathError, NamespaceError
 from datapath.netns import open_namespace
 from ipam import messages
@@ -119,6 +120,27 @@ class AdminService:
             lambda: admin_pb2.ListServicesResponse(services=[service_answers.service(view) for view in views])
         )
 
+    async def policies(self) -> admin_pb2.ListPoliciesResponse:
+        """Lists the policies in force on this node, and the pods that they isolate.
+
+        Raises:
+            DatapathError: the kernel's counters could not be read.
+        """
+        source = self._sources.policies
+        await source.accounts.refresh()
+        return policy_answers.listing(source)
+
+    async def explain(self, request: admin_pb2.ExplainPolicyRequest) -> admin_pb2.ExplainPolicyResponse:
+        """Says what policies make of a flow, and whether the kernel has it so.
+
+        Raises:
+            QuestionError: the question can't be answered here.
+            DatapathError: the kernel could not be read.
+        """
+        sources = self._sources
+        question = Question(sources.policies, sources.nodes, sources.node_name, request)
+        return await question.answer()
+
 
 def methods(service: AdminService) -> dict[str, Callable[[Any], Awaitable[Message]]]:
     """Maps each method of the contract to what answers its request."""
@@ -130,6 +152,8 @@ def methods(service: AdminService) -> dict[str, Callable[[Any], Awaitable[Messag
         "ListNodes": lambda _: service.nodes(),
         "Diff": lambda _: service.difference(),
         "ListServices": lambda request: service.services(request.name),
+        "ListPolicies": lambda _: service.policies(),
+        "ExplainPolicy": lambda request: service.explain(request),
     }
 
 
@@ -189,6 +213,8 @@ def _unary(method: str, answer: Callable[[Any], Awaitable[Message]]) -> Any:
     async def behaviour(request: Message, context: grpc.aio.ServicerContext[Message, Message]) -> Message:
         try:
             return await answer(request)
+        except QuestionError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except (DatapathError, IpamError) as error:
             log.warning("weftctl could not be answered", method=method, error=str(error))
             await context.abort(grpc.StatusCode.INTERNAL, str(error))

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from daemon.cluster.model import Node, Prefix
+    from daemon.cluster.model import Node, Pod, Prefix
     from daemon.compile.catalog import View
+    from daemon.compile.policy import Policies
+    from daemon.compile.policy_tables import PolicyTables
     from daemon.findings import Finding
+    from datapath.nft.counters import Count
+    from datapath.nft.policy_inspection import ExpectedVerdict
+    from datapath.policy import Direction, PolicyPart
     from ipam.pool import Pool, Usage
     from ipam.record import Record
 
@@ -98,6 +103,42 @@ class Health:
     pending_deletions: int
 
 
+class Accounts(Protocol):
+    """What policies let pass and what was denied (daemon.policyaccounts.PolicyAccounts)."""
+
+    @property
+    def accepted(self) -> Mapping[PolicyPart, Count]:
+        """Packets and bytes, by policy and direction."""
+
+    @property
+    def denied(self) -> Mapping[tuple[str, Direction], int]:
+        """Packets, by pod and direction."""
+
+    async def refresh(self) -> None:
+        """Bring both up to date. Raises DatapathError."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySources:
+    """What is read of policies.
+
+    Attributes:
+        model: policies as they concern this node.
+        tables: what programs the kernel.
+        accounts: what was counted.
+        inspect: in which way the kernel departs from what a verdict needs, in words. Raises DatapathError.
+        pods: pods of this node by NAMESPACE/NAME.
+        remote_pods: pods of other nodes, empty while no policy here needs them.
+    """
+
+    model: Policies
+    tables: PolicyTables
+    accounts: Accounts
+    inspect: Callable[[ExpectedVerdict], Awaitable[tuple[str, ...]]]
+    pods: Mapping[str, Pod]
+    remote_pods: Mapping[str, Pod]
+
+
 @dataclass(frozen=True, slots=True)
 class Sources:
     """Everything the admin service reads.
@@ -114,6 +155,7 @@ class Sources:
         links: the node's pod links, name to alias, as the kernel has them.
         findings: what an operator must know.
         health: the daemon's condition now.
+        policies: NetworkPolicies as they are enforced here.
         services: Services as this node serves them: all, or the one of that NAMESPACE/NAME.
     """
 
@@ -129,3 +171,4 @@ class Sources:
     findings: Reports
     health: Callable[[], Health]
     services: Callable[[str], Sequence[View]]
+    policies: PolicySources

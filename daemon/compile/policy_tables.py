@@ -20,17 +20,19 @@ from datapath.nft.policy import (
     policy_table,
     subject_elements,
 )
+from datapath.nft.policy_inspection import ExpectedVerdict
 from datapath.nft.rules import Family
-from datapath.policy import Direction
+from datapath.policy import Blocks, Direction, Members, NamedPorts, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from daemon.compile.policy import Changes, Policies
+    from daemon.compile.policy_verdict import Flow
     from datapath.desired import FragmentKey
-    from datapath.nft.policy import PolicyChains
+    from datapath.nft.policy import DenialLog, PolicyChains
     from datapath.nft.rules import Chain, Set
-    from datapath.policy import PolicyPart, Target
+    from datapath.policy import PolicyPart, Rule, Subject
 
 TABLES: FragmentKey = ("policy", "tables")
 TUNNEL_KEY: FragmentKey = ("policy", "tunnels")
@@ -49,11 +51,46 @@ class _Held(NamedTuple):
 class PolicyTables:
     """The fragments as they were compiled last."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: DenialLog | None = None) -> None:
+        """With `log`, denied packets are told there."""
+        self._log = log
+        self._owners: dict[str, PolicyPart] = {}
         self._parts: dict[tuple[PolicyPart, Family], PolicyChains] = {}
         self._dispatch: dict[str, dict[tuple[Family, Direction], Chain]] = {}
         self._present: dict[Family, _Held] = {}
         self._buckets: dict[FragmentKey, dict[tuple[int, bytes], None]] = {}
+
+    @property
+    def present(self) -> bool:
+        """Whether there are tables: some pod is isolated."""
+        return bool(self._present)
+
+    @property
+    def owners(self) -> Mapping[str, PolicyPart]:
+        """Whose the chains of policies are that are in the tables, by the chain's name."""
+        return self._owners
+
+    def expected(
+        self, model: Policies, subject: Subject, direction: Direction, flow: Flow
+    ) -> ExpectedVerdict:
+        """Return what the kernel must hold for a flow to end at one of its pods as the model says."""
+        family = Family.IPV4 if len(flow.source) == 4 else Family.IPV6
+        dispatch = self._dispatch.get(subject.host_link, {}).get((family, direction))
+        names = [name for name in subject.isolation(direction) or () if self._knows(name, direction)]
+        parts = [self._parts[(name, direction), family] for name in names]
+        members: dict[tuple[str, bytes], bool] = {}
+        for name in names:
+            for each in model.rules[name, direction].of(flow.source):
+                members |= _looked_up(model, each, direction, flow)
+        return ExpectedVerdict(
+            family=family,
+            direction=direction,
+            host_link=subject.host_link,
+            dispatch=dispatch,
+            chains=tuple([each.chain for each in parts if each.chain.rules]),
+            static=tuple([static for each in parts for static in each.static]),
+            members=tuple([(*which, is_in) for which, is_in in members.items()]),
+        )
 
     @property
     def superfluous(self) -> bool:
@@ -106,7 +143,8 @@ class PolicyTables:
             if rules is None:
                 self._parts.pop((part, family), None)
             else:
-                self._parts[part, family] = policy_chains(part[0], part[1], family, rules)
+                chains = self._parts[part, family] = policy_chains(part[0], part[1], family, rules)
+                self._owners[chains.chain.name] = part
 
     def _compile_subject(self, model: Policies, link: str, found: dict[FragmentKey, Fragment | None]) -> None:
         subject = model.subjects.get(link)
@@ -149,10 +187,12 @@ class PolicyTables:
     def _hold(self, wanted: dict[Family, _Held], found: dict[FragmentKey, Fragment | None]) -> None:
         """Make these the tables, and put in what that changes."""
         before, self._present = self._present, wanted
+        there = {name for held in wanted.values() for name in held.chains}
+        self._owners = {name: part for name, part in self._owners.items() if name in there}
         found[TABLES] = (
             Fragment(
                 tables=tuple(
-                    policy_table(each, held.sets.values(), held.chains.values())
+                    policy_table(each, held.sets.values(), held.chains.values(), log=self._log)
                     for each, held in wanted.items()
                 )
             )
@@ -199,6 +239,23 @@ def _union(present: _Held | None, needed: _Held) -> _Held:
         {**present.sets, **needed.sets},
         {**present.static, **needed.static},
     )
+
+
+def _looked_up(
+    model: Policies, rule: Rule, direction: Direction, flow: Flow
+) -> dict[tuple[str, bytes], bool]:
+    """Return the elements of shared sets that a rule looks up for a flow, and whether they are in."""
+    peer = flow.source if direction is Direction.INGRESS else flow.destination
+    found: dict[tuple[str, bytes], bool] = {}
+    if isinstance(rule.peer, Members):
+        found[rule.peer.name, key(peer)] = peer in model.peers[rule.peer.name]
+    elif isinstance(rule.peer, Blocks) and rule.peer.nodes:
+        found[rule.peer.nodes, key(peer)] = peer in model.nodes[rule.peer.nodes]
+        found[TUNNELS, key(peer)] = peer in model.tunnels
+    if isinstance(rule.ports, NamedPorts) and flow.port is not None:
+        target = Target(flow.destination, flow.protocol, flow.port)
+        found[rule.ports.name, _target(target)[1]] = target in model.ports[rule.ports.name]
+    return found
 
 
 def _target(target: Target) -> tuple[int, bytes]:

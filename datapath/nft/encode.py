@@ -32,10 +32,13 @@ CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = 1, 3, 4, 5, 7
 HOOK_NUMBER, HOOK_PRIORITY = 1, 2
 RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, RULE_USERDATA = 1, 2, 3, 4, 7
 SET_TABLE, SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LENGTH = 1, 2, 3, 4, 5
-SET_DATA_TYPE, SET_DATA_LENGTH, SET_DESCRIPTION, SET_ID, SET_COUNT = 6, 7, 9, 10, 20
+SET_DATA_TYPE, SET_DATA_LENGTH, SET_DESCRIPTION, SET_ID, SET_EXPRESSION, SET_COUNT = 6, 7, 9, 10, 17, 20
 SET_DESCRIPTION_SIZE, SET_DESCRIPTION_CONCAT, SET_FIELD_LENGTH = 1, 2, 1
 ELEMENTS_TABLE, ELEMENTS_SET, ELEMENTS_LIST = 1, 2, 3
 ELEMENT_KEY, ELEMENT_DATA, ELEMENT_FLAGS, ELEMENT_KEY_END = 1, 2, 3, 10
+ELEMENT_EXPRESSION = 7
+EXPRESSION_NAME, EXPRESSION_DATA = 1, 2
+COUNTER_BYTES, COUNTER_PACKETS = 1, 2
 LIST_ITEM = 1
 DATA_VALUE, DATA_VERDICT = 1, 2
 VERDICT_CODE, VERDICT_CHAIN = 1, 2
@@ -86,13 +89,13 @@ def encode_table(table: Table) -> EncodedTable:
     return EncodedTable(
         comment(f"layout {table.layout}"),
         {each.name: EncodedSet(_set(each)) for each in table.sets},
-        {each.name: _chain(each, table.family) for each in table.chains},
+        {each.name: encode_chain(each, table.family) for each in table.chains},
     )
 
 
 @lru_cache(maxsize=16_384)
-def _chain(chain: Chain, family: Family) -> EncodedChain:
-    """Encode a chain once: tables that differ in a few chains share the others."""
+def encode_chain(chain: Chain, family: Family) -> EncodedChain:
+    """Encode a chain, once: tables that differ in a few chains share the others."""
     return EncodedChain(_hook(chain), tuple(_rule(rule, family) for rule in chain.rules))
 
 
@@ -169,6 +172,13 @@ def delete_elements(table: Table, declared: Set, keys: Iterable[bytes]) -> Itera
     bare = ((key, b"") for key in sorted(keys))
     items = _elements(declared, bare, keys_only=True)
     return _element_messages(DELSETELEM, 0, (*table.key, declared.name), items)
+
+
+def get_element(key: SetKey, element: bytes) -> Message:
+    """Ask for one element of a set without ranges by its encoded key; ENOENT where there is none."""
+    family, table, name = key
+    listed = nest(ELEMENTS_LIST, nest(LIST_ITEM, _value(ELEMENT_KEY, element)))
+    return _message(GETSETELEM, family, 0, _elements_head(table, name) + listed)
 
 
 def set_flags(declared: Set) -> int:
@@ -252,6 +262,9 @@ def _set(declared: Set) -> bytes:
     if declared.interval and len(declared.key) > 1:
         fields = (nest(LIST_ITEM, be32(SET_FIELD_LENGTH, each.size)) for each in declared.key)
         parts.append(nest(SET_DESCRIPTION, nest(SET_DESCRIPTION_CONCAT, *fields)))
+    if declared.counted:
+        # Each element gets a counter of its own, though nobody says so when it is added.
+        parts.append(nest(SET_EXPRESSION, string(EXPRESSION_NAME, "counter")))
     return b"".join(parts)
 
 

@@ -43,6 +43,8 @@ from datapath.nft.rules import (
     Fib,
     Forget,
     InSet,
+    Limit,
+    Log,
     Lookup,
     MarkBits,
     Masked,
@@ -239,7 +241,7 @@ class Evaluation:
             case Forget(name, selectors):
                 if (key := self._key(selectors, packet)) is not None:
                     self._memory.get((self._family, name), {}).pop(key, None)
-            case Counter():
+            case Counter() | Limit() | Log():
                 pass
             case _:
                 raise TypeError(f"no meaning is known of {statement}: give it one here")

@@ -10,7 +10,7 @@ import struct
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from datapath.netlink.attributes import attribute, be32, be64, nest, string, u8
+from datapath.netlink.attributes import attribute, be16, be32, be64, nest, string, u8
 from datapath.nft.rules import (
     L4PROTO,
     AnyOf,
@@ -21,6 +21,8 @@ from datapath.nft.rules import (
     Fib,
     Forget,
     InSet,
+    Limit,
+    Log,
     Lookup,
     MarkBits,
     Masked,
@@ -142,6 +144,10 @@ def _statement(statement: Statement, family: Family) -> Iterator[bytes]:  # noqa
             yield _verdict(code, chain)
         case Counter():
             yield _expression("counter")
+        case Limit(rate, burst):
+            yield _expression("limit", be64(1, rate), be64(2, 1), be32(3, burst))
+        case Log(group, prefix, size):
+            yield _expression("log", be16(1, group), string(2, prefix), be32(3, size))
         case Masquerade():
             yield _expression("masq", be32(1, _RANDOM_FULLY))
         case NoTrack():

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from datapath.netlink.transport import Socket
     from datapath.nft.rules import SetKey
 
+ABSENT = errno.ENOENT
+"""Code of the error for what does not exist."""
+
 _ATTEMPTS = 8
 _HEAD = 4
 _LENGTH = struct.Struct("=H")
@@ -105,6 +108,27 @@ def read_elements(socket: Socket, key: SetKey) -> Mapping[bytes, bytes] | None:
     raise NetlinkError(errno.ENOENT, f"set {name} of table {table} can't be read")
 
 
+def read_chains(socket: Socket, family: int, table: str) -> dict[str, ObservedChain]:
+    """Return a table's chains with their rules; none where there is no such table. Raises as `read`."""
+    try:
+        return _chains(socket, family, table)
+    except NetlinkError as error:
+        if error.code != errno.ENOENT:
+            raise
+        return {}
+
+
+def has_element(socket: Socket, key: SetKey, element: bytes) -> bool:
+    """Return whether a set without ranges holds an encoded key, a set that is there. Raises NetlinkError."""
+    try:
+        socket.request(encode.get_element(key, element), "nftables could not be read")
+    except NetlinkError as error:
+        if error.code != errno.ENOENT:
+            raise
+        return False
+    return True
+
+
 def _dump(socket: Socket, kind: int, family: int, attributes: bytes = b"") -> list[bytes]:
     message = Message(nft_kind(kind), 0, header(family) + attributes)
     return socket.dump(message, "nftables could not be read")
@@ -120,17 +144,7 @@ def _tables(socket: Socket, names: frozenset[str]) -> Iterator[tuple[tuple[int, 
 
 def _table(socket: Socket, key: tuple[int, str], declaration: Mapping[int, bytes]) -> ObservedTable:
     family, name = key
-    rules: dict[str, list[ObservedRule]] = {}
-    for payload in _dump(socket, encode.GETRULE, family, string(encode.RULE_TABLE, name)):
-        found = parse(payload, HEADER_BYTES)
-        rule = ObservedRule(found.get(encode.RULE_EXPRESSIONS, b""), found.get(encode.RULE_USERDATA, b""))
-        rules.setdefault(text(found[encode.RULE_CHAIN]), []).append(rule)
-    chains: dict[str, ObservedChain] = {}
-    for payload in _dump(socket, encode.GETCHAIN, family):
-        found = parse(payload, HEADER_BYTES)
-        if text(found[encode.CHAIN_TABLE]) == name:
-            chain = text(found[encode.CHAIN_NAME])
-            chains[chain] = ObservedChain(payload[HEADER_BYTES:], tuple(rules.get(chain, ())))
+    chains = _chains(socket, family, name)
     sets: dict[str, ObservedSet] = {}
     for payload in _dump(socket, encode.GETSET, family, string(encode.SET_TABLE, name)):
         found = parse(payload, HEADER_BYTES)
@@ -138,6 +152,21 @@ def _table(socket: Socket, key: tuple[int, str], declaration: Mapping[int, bytes
         sets[each] = ObservedSet(payload[HEADER_BYTES:], _elements(socket, (family, name, each), found))
     flags = big_endian(declaration.get(encode.TABLE_FLAGS, b""))
     return ObservedTable(flags, declaration.get(encode.TABLE_USERDATA, b""), sets, chains)
+
+
+def _chains(socket: Socket, family: int, table: str) -> dict[str, ObservedChain]:
+    rules: dict[str, list[ObservedRule]] = {}
+    for payload in _dump(socket, encode.GETRULE, family, string(encode.RULE_TABLE, table)):
+        found = parse(payload, HEADER_BYTES)
+        rule = ObservedRule(found.get(encode.RULE_EXPRESSIONS, b""), found.get(encode.RULE_USERDATA, b""))
+        rules.setdefault(text(found[encode.RULE_CHAIN]), []).append(rule)
+    chains: dict[str, ObservedChain] = {}
+    for payload in _dump(socket, encode.GETCHAIN, family):
+        found = parse(payload, HEADER_BYTES)
+        if text(found[encode.CHAIN_TABLE]) == table:
+            chain = text(found[encode.CHAIN_NAME])
+            chains[chain] = ObservedChain(payload[HEADER_BYTES:], tuple(rules.get(chain, ())))
+    return chains
 
 
 def _elements(socket: Socket, key: SetKey, declaration: Mapping[int, bytes]) -> Mapping[bytes, bytes] | None:

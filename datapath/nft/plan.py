@@ -196,7 +196,7 @@ def _repair(
     yield from _declare(table, encoded, present.sets, present.chains)
     yield from _set_steps(table, elements, present)
     changed = [
-        each for each, chain in encoded.chains.items() if not _same_rules(chain, present.chains.get(each))
+        each for each, chain in encoded.chains.items() if not same_rules(chain, present.chains.get(each))
     ]
     rules = {each: len(chain.rules) for each, chain in present.chains.items()}
     step = _rewrite(table, encoded, changed, present.sets.keys(), rules)
@@ -270,7 +270,8 @@ def _rewrite(
     return _Step(messages, 0, (lambda: changes,))
 
 
-def _same_rules(wanted: encode.EncodedChain, present: ObservedChain | None) -> bool:
+def same_rules(wanted: encode.EncodedChain, present: ObservedChain | None) -> bool:
+    """Whether a chain has the rules that it should have; a missing one has none."""
     if present is None:
         return not wanted.rules
     if len(wanted.rules) != len(present.rules):

@@ -46,6 +46,8 @@ from datapath.nft.rules import (
     Hook,
     HookPoint,
     InSet,
+    Limit,
+    Log,
     Set,
     Table,
     VerdictMap,
@@ -72,6 +74,11 @@ ITSELF = "itself"
 SUBJECTS = {Direction.INGRESS: "ingress-subjects", Direction.EGRESS: "egress-subjects"}
 """Maps from a pod's link to the chain that decides."""
 DENY = {Direction.INGRESS: "deny-ingress", Direction.EGRESS: "deny-egress"}
+DENIED = {Direction.INGRESS: "ingress-denied", Direction.EGRESS: "egress-denied"}
+"""Sets of the links of isolated pods, in which the kernel counts what it drops for each."""
+LOG_PREFIXES = {Direction.INGRESS: "weft-policy ingress", Direction.EGRESS: "weft-policy egress"}
+LOGGED_BYTES = 128
+"""Of a denied packet: its headers."""
 
 _EGRESS_PRIORITY, _INGRESS_PRIORITY = 5, 6
 _SUBJECT_RANK = 9
@@ -79,6 +86,13 @@ _DISCOVERY = "neighbour-discovery"
 _DISCOVERY_TYPES = (130, 131, 132, 133, 134, 135, 136, 143)
 _COMMENT_BYTES = 120
 FAMILIES = (Family.IPV4, Family.IPV6)
+
+
+class DenialLog(NamedTuple):
+    """Where denied packets are told (`datapath.packetlog`): how many a second, by direction and family."""
+
+    group: int
+    rate: int
 
 
 class PolicyChains(NamedTuple):
@@ -144,13 +158,16 @@ def dispatch_chain(direction: Direction, policies: Iterable[PolicyChains]) -> Ch
     return Chain(name, (*leads, rule(goto(DENY[direction]))))
 
 
-def policy_table(family: Family, sets: Iterable[Set] = (), chains: Iterable[Chain] = ()) -> Table:
-    """Return a family's table with these sets and chains of policies."""
+def policy_table(
+    family: Family, sets: Iterable[Set] = (), chains: Iterable[Chain] = (), *, log: DenialLog | None = None
+) -> Table:
+    """Return a family's table with these sets and chains of policies; with `log`, what is denied is told."""
     address = IPV4_ADDR if family is Family.IPV4 else IPV6_ADDR
     own = [
         Set(TUNNELS, (address,)),
         Set(ITSELF, (IFNAME, IFNAME)),
         *(Set(name, (IFNAME,), (VERDICT,), rank=_SUBJECT_RANK) for name in SUBJECTS.values()),
+        *(Set(name, (IFNAME,), counted=True) for name in DENIED.values()),
     ]
     discovery: tuple[NftRule, ...] = ()
     if family is Family.IPV6:
@@ -161,16 +178,28 @@ def policy_table(family: Family, sets: Iterable[Set] = (), chains: Iterable[Chai
     itself = rule(InSet((IIFNAME, OIFNAME), ITSELF), ACCEPT)
     sends = rule(VerdictMap((IIFNAME,), SUBJECTS[Direction.EGRESS]))
     gets = rule(VerdictMap((OIFNAME,), SUBJECTS[Direction.INGRESS]))
-    denies = [
-        Chain(name, (rule(Counter(), DROP, comment=f"no policy allows this {direction.value}"),))
-        for direction, name in DENY.items()
-    ]
+    denies = [_deny_chain(direction, log) for direction in Direction]
     bases = [
         Chain("egress", (begun, itself, sends), Hook("filter", HookPoint.FORWARD, _EGRESS_PRIORITY)),
         Chain("ingress", (begun, itself, gets), Hook("filter", HookPoint.FORWARD, _INGRESS_PRIORITY)),
         Chain("to-node", (*discovery, begun, sends), Hook("filter", HookPoint.INPUT, _EGRESS_PRIORITY)),
     ]
     return Table(family, TABLE, LAYOUT, (*own, *sets), (*denies, *chains, *bases))
+
+
+def _deny_chain(direction: Direction, log: DenialLog | None) -> Chain:
+    """Return where packets end that no policy allows: told, within bounds, counted by pod, and dropped."""
+    found = []
+    if log is not None:
+        told = Log(log.group, LOG_PREFIXES[direction], LOGGED_BYTES)
+        found.append(rule(Limit(log.rate, 2 * log.rate), told))
+    link = IIFNAME if direction is Direction.EGRESS else OIFNAME
+    found.append(
+        rule(InSet((link,), DENIED[direction]), DROP, comment=f"no policy allows this {direction.value}")
+    )
+    # For each pod that leads here there is an element, but for the moment between two transactions.
+    found.append(rule(Counter(), DROP))
+    return Chain(DENY[direction], tuple(found))
 
 
 def subject_elements(
@@ -184,8 +213,12 @@ def subject_elements(
     """
     link = key(interface(host_link))
     found = [
-        SetElements((int(family), TABLE), SUBJECTS[direction], {link: verdict(goto(chain))})
+        each
         for (family, direction), chain in chains.items()
+        for each in (
+            SetElements((int(family), TABLE), SUBJECTS[direction], {link: verdict(goto(chain))}),
+            SetElements((int(family), TABLE), DENIED[direction], {link: b""}),
+        )
     ]
     families = {family for family, _ in chains}
     return (

@@ -21,6 +21,8 @@ from datapath.nft.rules import (
     Family,
     Forget,
     InSet,
+    Limit,
+    Log,
     Lookup,
     MarkBits,
     Masquerade,
@@ -134,6 +136,8 @@ def _set(declared: Set, elements: Mapping[bytes, bytes] | None) -> str:
         lines.append("\t\tflags interval")
     if declared.dynamic:
         lines += [f"\t\tsize {DYNAMIC_ELEMENTS}", "\t\tflags dynamic,timeout"]
+    if declared.counted:
+        lines.append("\t\tcounter")
     if elements is not None:
         everything = {**elements, **dict(declared.constant)}
         rendered = [render_element(declared, key, data) for key, data in sorted(everything.items())]
@@ -194,6 +198,10 @@ def _statement(statement: Statement, family: Family) -> str:  # noqa: C901 - one
             return _verdict(statement)
         case Counter():
             return "counter"
+        case Limit(rate, burst):
+            return f"limit rate {rate}/second burst {burst} packets"
+        case Log(group, prefix, size):
+            return f'log prefix "{prefix}" group {group} snaplen {size}'
         case Masquerade():
             return "masquerade fully-random"
         case NoTrack():

@@ -318,6 +318,23 @@ class Counter:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """The rule goes on for so many packets a second, and for `burst` more at once; for others it ends."""
+
+    rate: int
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Gives the packet's first `size` bytes to whoever is bound to the nflog group (`datapath.packetlog`)."""
+
+    group: int
+    prefix: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Masquerade:
     """Source NAT to the address of the outgoing interface, with a port chosen at random (fully-random)."""
 
@@ -361,6 +378,8 @@ Statement: TypeAlias = (
     | Remember
     | Forget
     | Counter
+    | Limit
+    | Log
     | Masquerade
     | NoTrack
     | Reject
@@ -423,6 +442,7 @@ class Set:
         data: the types whose concatenation a map holds, or (VERDICT,).
         interval: keys are ranges. With one key type the kernel stores start and end separately.
         constant: elements that belong to the declaration and are there always: encoded keys to encoded data.
+        counted: the kernel counts, for each element, packets and bytes that were found in the set.
         dynamic: rules add elements, which time out; nobody else does, and what they are is nobody's business.
         rank: in a transaction, additions go by ascending rank, deletions by descending: what refers to
             elements of another set has a higher rank than that.
@@ -433,6 +453,7 @@ class Set:
     data: tuple[DataType, ...] = ()
     interval: bool = False
     constant: tuple[tuple[bytes, bytes], ...] = ()
+    counted: bool = False
     dynamic: bool = False
     rank: int = 0
 

@@ -55,8 +55,10 @@ NO_FINDINGS = frozenset(
         "ToBeDeletedByClusterAutoscaler",
         "WeftIsUp",
         "CheckIpam",
+        "ExplainPolicy",
         "ListAttachments",
         "ListNodes",
+        "ListPolicies",
         "ShowIpam",
     ]
 )

@@ -27,6 +27,8 @@ METHODS: dict[str, type[Message]] = {
     "ListNodes": admin_pb2.ListNodesRequest,
     "Diff": admin_pb2.DiffRequest,
     "ListServices": admin_pb2.ListServicesRequest,
+    "ListPolicies": admin_pb2.ListPoliciesRequest,
+    "ExplainPolicy": admin_pb2.ExplainPolicyRequest,
 }
 
 
@@ -37,6 +39,8 @@ class FakeDaemon:
         self.path = path
         self.answers: dict[str, Message | Exception] = {}
         self.asked: list[str] = []
+        self.refusals: dict[str, tuple[grpc.StatusCode, str]] = {}
+        self.requests: list[Message] = []
         self._server = grpc.server(ThreadPoolExecutor(2))
         methods = {
             name: grpc.unary_unary_rpc_method_handler(
@@ -53,8 +57,11 @@ class FakeDaemon:
         self._server.start()
 
     def _answer(self, name: str) -> Any:
-        def answer(_request: Message, context: grpc.ServicerContext) -> Message:
+        def answer(request: Message, context: grpc.ServicerContext) -> Message:
             self.asked.append(name)
+            self.requests.append(request)
+            if name in self.refusals:
+                context.abort(*self.refusals[name])
             found = self.answers.get(name)
             if found is None:
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, "")

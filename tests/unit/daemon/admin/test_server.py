@@ -16,8 +16,10 @@ from daemon.compile.catalog import Catalog
 from datapath.errors import DatapathError
 from ipam.pool import Usage
 from ipam.record import AttachmentKey, Record, State
+from tests.unit.daemon.admin.test_policy_answers import sources as policy_sources
 from tests.unit.daemon.compile.shop import SITE
 from tests.unit.daemon.compile.shop import service as web
+from tests.unit.daemon.compile.town import shop
 from weft_rpc import admin_pb2
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from daemon.compile.catalog import View
     from daemon.findings import Finding
     from ipam.pool import Pool
+    from tests.unit.daemon.compile.town import Town
 
 RECORD = Record(
     key=AttachmentKey("weft", "c1", "eth0"),
@@ -109,6 +112,7 @@ class OneNode:
                 ready=True, api_connected=True, seconds_since_sync=1, repairs=0, pending_deletions=0
             ),
             services=self.views,
+            policies=policy_sources(policed()),
         )
 
     def views(self, name: str) -> Sequence[View]:
@@ -116,6 +120,13 @@ class OneNode:
         catalog.update({"shop/web": web()}, lambda _: (), ["shop/web"], SITE)
         views = map(catalog.view, [name] if name else ["shop/web"])
         return [view for view in views if view is not None]
+
+
+def policed() -> Town:
+    """A node with one isolated pod."""
+    town = shop()
+    town.policy("shop/p", "app=db")
+    return town
 
 
 async def ask(path: FilePath, method: str, node: OneNode, **fields: Any) -> Any:
@@ -216,3 +227,19 @@ def test_namespaces_are_told_from_files(tmp_path: FilePath) -> None:
     assert is_namespace("/proc/self/ns/net")
     assert not is_namespace(str(tmp_path / "plain"))
     assert not is_namespace(str(tmp_path / "nothing"))
+
+
+async def test_policies_are_listed_and_explained(tmp_path: FilePath) -> None:
+    (policy,) = (await ask(tmp_path, "ListPolicies", OneNode())).policies
+    assert (policy.name, list(policy.pods)) == ("shop/p", ["shop/db"])
+    question = {"source": "10.244.1.10", "destination": "shop/db", "protocol": "tcp", "port": 80}
+    (verdict,) = (await ask(tmp_path, "ExplainPolicy", OneNode(), **question)).verdicts
+    assert not verdict.allowed
+
+
+async def test_a_question_that_can_t_be_answered_here_says_what_to_do(tmp_path: FilePath) -> None:
+    question = {"source": "shop/nobody", "destination": "shop/db", "protocol": "tcp", "port": 80}
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await ask(tmp_path, "ExplainPolicy", OneNode(), **question)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "give its address" in (refused.value.details() or "")

@@ -6,6 +6,7 @@ import pytest
 
 from datapath.nft.elements import Range, interface, key, verdict
 from datapath.nft.policy import (
+    DENIED,
     DENY,
     FAMILIES,
     ITSELF,
@@ -13,6 +14,7 @@ from datapath.nft.policy import (
     SUBJECTS,
     TABLE,
     TUNNELS,
+    DenialLog,
     closed_fragment,
     dispatch_chain,
     policy_chains,
@@ -150,6 +152,7 @@ def test_elements_of_a_subject() -> None:
     link = key(interface("weft1"))
     assert found == {
         (FOUR, TABLE, SUBJECTS[IN]): {link: verdict(goto("chain-1"))},
+        (FOUR, TABLE, DENIED[IN]): {link: b""},
         (FOUR, TABLE, ITSELF): {link + link: b""},
     }
 
@@ -158,13 +161,25 @@ def test_elements_of_a_subject() -> None:
 def test_birth_brings_tables_and_a_denial_per_family(directions: tuple[Direction, ...]) -> None:
     fragment = closed_fragment("weft1", directions)
     assert fragment.tables == tuple(policy_table(each) for each in FAMILIES)
-    subjects = {each.key: each.elements for each in fragment.elements if each.key[2] != ITSELF}
+    found = {each.key: each.elements for each in fragment.elements if each.key[2] != ITSELF}
     link = key(interface("weft1"))
-    assert subjects == {
-        (family, TABLE, SUBJECTS[each]): {link: verdict(goto(DENY[each]))}
-        for family in FAMILIES
-        for each in directions
-    }
+    for family in FAMILIES:
+        for each in directions:
+            assert found.pop((family, TABLE, SUBJECTS[each])) == {link: verdict(goto(DENY[each]))}
+            assert found.pop((family, TABLE, DENIED[each])) == {link: b""}
+    assert not found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_denied_packets_are_told_before_they_are_counted_and_dropped(family: Family) -> None:
+    table = policy_table(family, log=DenialLog(119, 10))
+    for direction, link in ((IN, "oifname"), (OUT, "iifname")):
+        chain = render(table).split(f"chain {DENY[direction]} ")[1].split("}")[0]
+        told, counted, rest = [each.strip() for each in chain.split("\n") if each.startswith("\t\t")]
+        assert told.startswith("limit rate 10/second burst 20 packets log prefix")
+        assert told.endswith(f'"weft-policy {direction.value}" group 119 snaplen 128')
+        assert counted.startswith(f"{link} @{DENIED[direction]} drop ")
+        assert rest == "counter drop"
 
 
 def test_the_tunnels_are_a_set_of_every_table() -> None:
