@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
-DB, WEB = "weft shop/db", "weft shop/web"
+DB, WEB = "weft-shop-db", "weft-shop-web"
 INGRESS: list[dict[str, Any]] = [
     {"from": [pods("app=web"), block("192.0.2.0/24")], "ports": [{"port": 80}]},
     {"ports": [{"port": "http"}]},

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.unit.daemon.compile.town import Town
 
 IN = Direction.INGRESS
-DB = "weft shop/db"
+DB = "weft-shop-db"
 
 
 def test_growth_is_what_came_since_the_last_reading() -> None:

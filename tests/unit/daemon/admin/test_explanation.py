@@ -105,7 +105,7 @@ async def test_the_kernel_is_asked_for_what_decides(town: Town, monkeypatch: pyt
     assert list(ingress.differences) == ["the pod is not isolated there"]
     assert [each.direction.value for each in asked] == ["egress", "ingress", "ingress"], "differences twice"
     expected = asked[-1]
-    assert expected.host_link == "weft shop/db"
+    assert expected.host_link == "weft-shop-db"
     assert expected.dispatch is not None
     assert len(expected.chains) == 1, "a policy that allows nothing has no rules to look at"
     assert {name.partition("-")[0] for name, _, _ in expected.members} == {"peers", "nodes", "tunnels"}
