@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from datapath import sysctls
 from datapath.desired import LinkAddress, Neighbour, PodLink, Route, Sysctl
 from datapath.errors import AttachError, DatapathError, InterfaceExistsError, NetlinkError
+from datapath.ethtool import settle
 from datapath.netlink.addresses import new_address
 from datapath.netlink.links import (
     IPV4_ARP_NOTIFY,
@@ -159,13 +160,17 @@ def attach(
         try:
             index, pod_index = _create(host, request, namespace)
             created = time.perf_counter()
-            _wire_pod(request, namespace, home, pod_index)
-            wired = time.perf_counter()
-            if objects is None:
-                objects = host_objects_of(
-                    request.host_link, request.addresses, request.sources, request.ports
-                )
-            host.batch(_host_messages(request, objects, index), f"link {request.host_link} can't be set up")
+            with _pod_socket(request, namespace, home) as pod:
+                _wire_pod(pod, request, namespace, home, pod_index)
+                wired = time.perf_counter()
+                if objects is None:
+                    objects = host_objects_of(
+                        request.host_link, request.addresses, request.sources, request.ports
+                    )
+                action = f"link {request.host_link} can't be set up"
+                host.batch(_host_messages(request, objects, index), action)
+                # The pod's end went up first, and would lose what the pod says before the kernel looks at it.
+                settle(pod.fileno(), request.ifname)
         except InterfaceExistsError:
             raise
         except BaseException:
@@ -277,26 +282,29 @@ def _destroy(host: Socket, link: int | str) -> None:
         raise errors[0]
 
 
-def _wire_pod(request: AttachRequest, namespace: int, home: int | None, index: int) -> None:
-    """Set up the pod's end. IPv6 is switched on if an IPv6 address asks for it."""
+def _pod_socket(request: AttachRequest, namespace: int, home: int | None) -> Socket:
+    """Open a socket in the pod's namespace, and write what only files set there."""
     settings = f"net/ipv6/conf/{request.ifname}"
     with entered(namespace, home):
         # Before the link goes up: an inherited accept_ra=2 takes a default route from whoever offers one.
         _write_setting(f"{settings}/accept_ra", "0")
         _write_setting(f"{settings}/ndisc_notify", "1")
-        pod = Socket(bulk=False)
-    with pod:
-        messages = _pod_messages(request, index)
-        action = f"{request.ifname} can't be set up in {request.netns}"
-        try:
-            pod.batch(messages, action)
-        except NetlinkError as error:
-            if error.code != errno.EACCES or not any(len(address) == 16 for address in request.addresses):
-                raise
-            with entered(namespace, home):
-                _write_setting("net/ipv6/conf/all/disable_ipv6", "0")
-                _write_setting(f"{settings}/disable_ipv6", "0")
-            pod.batch(messages, action)
+        return Socket(bulk=False)
+
+
+def _wire_pod(pod: Socket, request: AttachRequest, namespace: int, home: int | None, index: int) -> None:
+    """Set up the pod's end. IPv6 is switched on if an IPv6 address asks for it."""
+    messages = _pod_messages(request, index)
+    action = f"{request.ifname} can't be set up in {request.netns}"
+    try:
+        pod.batch(messages, action)
+    except NetlinkError as error:
+        if error.code != errno.EACCES or not any(len(address) == 16 for address in request.addresses):
+            raise
+        with entered(namespace, home):
+            _write_setting("net/ipv6/conf/all/disable_ipv6", "0")
+            _write_setting(f"net/ipv6/conf/{request.ifname}/disable_ipv6", "0")
+        pod.batch(messages, action)
 
 
 def _host_messages(request: AttachRequest, objects: tuple[KernelObject, ...], index: int) -> list[Message]:

@@ -21,6 +21,7 @@ from datapath.desired import (
 )
 from datapath.diff import Action
 from datapath.errors import DatapathError, NetlinkError
+from datapath.ethtool import set_tx_checksum, tx_checksum
 from datapath.netlink.addresses import del_address, new_address
 from datapath.netlink.links import (
     address_family_settings,
@@ -34,7 +35,6 @@ from datapath.netlink.links import (
 from datapath.netlink.neighbours import del_fdb, del_neighbour, new_fdb, new_neighbour
 from datapath.netlink.routes import del_route, new_route
 from datapath.observe import read_setting, write_setting
-from datapath.offload import set_tx_checksum, tx_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -27,11 +27,11 @@ from datapath.desired import (
     object_key,
 )
 from datapath.errors import DatapathError
+from datapath.ethtool import tx_checksum
 from datapath.netlink.addresses import decode_address, get_addresses
 from datapath.netlink.links import decode_link, get_links
 from datapath.netlink.neighbours import decode_fdb, decode_neighbour, get_fdb, get_neighbours
 from datapath.netlink.routes import TABLE_MAIN, decode_route, get_routes
-from datapath.offload import tx_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

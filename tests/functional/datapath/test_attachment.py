@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import subprocess
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ from datapath.errors import (
     NotANamespaceError,
 )
 from datapath.netlink.addresses import decode_address, get_addresses
-from datapath.netlink.links import decode_link, get_link, set_link
+from datapath.netlink.links import decode_link, del_link, get_link, set_link
 from datapath.netlink.routes import decode_route, get_routes
 from datapath.netlink.transport import Socket
 from datapath.netns import entered, open_namespace
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from datapath.attachment import AttachRequest
     from datapath.netlink.transport import Message, Reply
     from tests.functional.datapath.conftest import Node
+
+
+PODS = 100
 
 
 def reach(netns: str, made: AttachRequest) -> None:
@@ -65,6 +70,44 @@ def exchange(sender: socket.socket, receiver: socket.socket, to: str) -> str:
         except TimeoutError:
             continue
     raise AssertionError(f"nothing arrives at {to}")
+
+
+def test_the_pod_sends_from_the_first_moment_on_a_busy_machine(node: Node) -> None:
+    netns = node.pod()
+    ends = threading.Event()
+
+    def busy() -> None:
+        """Have links and namespaces come and go: the kernel holds the lock of links meanwhile."""
+        pair = "ip link add one up type veth peer name two; ip link set two up"
+        while not ends.is_set():
+            subprocess.run(["unshare", "-n", "sh", "-c", pair], check=True, timeout=30)
+
+    threads = [threading.Thread(target=busy) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    lost = 0
+    descriptor = open_namespace(netns)
+    try:
+        with entered(descriptor):
+            inside = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with inside, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outside:
+            outside.bind((NODE4, 0))
+            outside.settimeout(0.2)
+            for _ in range(PODS):
+                made = request(netns)
+                attach(node.host, made)
+                try:
+                    inside.sendto(b"x", outside.getsockname())
+                    outside.recv(16)
+                except TimeoutError:
+                    lost += 1
+                node.host.batch((del_link(made.host_link),), "away")
+    finally:
+        os.close(descriptor)
+        ends.set()
+        for thread in threads:
+            thread.join()
+    assert lost == 0
 
 
 @pytest.mark.parametrize("families", ["4", "6", "46"])

@@ -19,9 +19,9 @@ from datapath.desired import (
     object_key,
 )
 from datapath.diff import Action, Step, diff
+from datapath.ethtool import set_tx_checksum, tx_checksum
 from datapath.execute import execute
 from datapath.observe import Observer
-from datapath.offload import set_tx_checksum, tx_checksum
 from datapath.text import parse_address, parse_mac
 from tests.functional.datapath.conftest import request, run
 
