@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import struct
 
-UDP = 17
+ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
+_ECHO_REQUEST = {ICMP: 8, ICMPV6: 128}
+_SYN = 2
 FRAGMENT, DESTINATION_OPTIONS, HOP_BY_HOP, ROUTING = 44, 60, 0, 43
 _NOP_OPTIONS = bytes((1, 4, 0, 0, 0, 0))
 
@@ -23,18 +25,36 @@ def packed(address: str) -> bytes:
     return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
+def _with_checksum(source: str, target: str, protocol: int, segment: bytes, place: int) -> bytes:
+    """Put the checksum of a segment and its pseudo header where it has zeros (RFC 9293, RFC 8200)."""
+    low, high, length = packed(source), packed(target), len(segment)
+    if protocol == ICMP:
+        pseudo = b""
+    elif len(low) == 4:
+        pseudo = low + high + struct.pack("!BBH", 0, protocol, length)
+    else:
+        pseudo = low + high + struct.pack("!II", length, protocol)
+    total = checksum(pseudo + segment) or 0xFFFF
+    return segment[:place] + struct.pack("!H", total) + segment[place + 2 :]
+
+
 def udp(source: str, target: str, sport: int, dport: int, payload: bytes) -> bytes:
     """A UDP datagram with its checksum."""
-    length = 8 + len(payload)
-    low, high = packed(source), packed(target)
-    pseudo = (
-        low
-        + high
-        + (struct.pack("!BBH", 0, UDP, length) if len(low) == 4 else struct.pack("!II", length, UDP))
-    )
-    header = struct.pack("!HHHH", sport, dport, length, 0)
-    total = checksum(pseudo + header + payload) or 0xFFFF
-    return struct.pack("!HHHH", sport, dport, length, total) + payload
+    header = struct.pack("!HHHH", sport, dport, 8 + len(payload), 0)
+    return _with_checksum(source, target, UDP, header + payload, 6)
+
+
+def syn(source: str, target: str, sport: int, dport: int, payload: bytes) -> bytes:
+    """The first segment of a TCP connection, which may carry data."""
+    header = struct.pack("!HHIIBBHHH", sport, dport, 1, 0, 5 << 4, _SYN, 65535, 0, 0)
+    return _with_checksum(source, target, TCP, header + payload, 16)
+
+
+def echo_request(source: str, target: str, identity: int, payload: bytes) -> bytes:
+    """A ping of the family of its addresses."""
+    protocol = ICMPV6 if ":" in source else ICMP
+    header = struct.pack("!BBHHH", _ECHO_REQUEST[protocol], 0, 0, identity, 1)
+    return _with_checksum(source, target, protocol, header + payload, 2)
 
 
 def ipv4(

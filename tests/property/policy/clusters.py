@@ -155,6 +155,11 @@ def pod_addresses(node: int, number: int) -> tuple[str, str]:
     return f"10.244.{node}.{number + 2}", f"fd00:0:0:{node}::{number + 2}"
 
 
+def link_name(number: int) -> str:
+    """The host link of the pod of a number, as Town calls it."""
+    return f"weft-{SPACES[number % len(SPACES)]}-p{number}"
+
+
 @st.composite
 def pods(draw: st.DrawFn, number: int) -> Raw:
     """The pod of a number, which says its address on whichever node it is, so that no two share one."""
