@@ -7,7 +7,6 @@ namespace of their own; no gRPC and no runtime. Target: an ADD within 2.5 times 
 from __future__ import annotations
 
 import asyncio
-import gc
 import tempfile
 import time
 from contextlib import asynccontextmanager
@@ -23,6 +22,7 @@ from daemon.cluster.model import Prefix
 from daemon.cni.attachments import Attachments
 from daemon.cni.deletions import Deletions
 from daemon.cni.service import CniService
+from daemon.collection import settle, slow_down
 from daemon.config import Config
 from daemon.metrics import Metrics
 from datapath.desired import Fragment
@@ -87,8 +87,8 @@ async def _measure(node: int, spaces: list[str]) -> tuple[dict[str, list[float]]
             await asyncio.sleep(SETTLE_SECONDS)
             return max(replied for _, replied in times) - min(entered for entered, _ in times)
 
-        gc.collect()
-        gc.freeze()
+        slow_down()
+        settle()
         with Socket(namespace=node) as host:
             for number in range(ROUNDS):
                 only = range(number % PODS, number % PODS + 1)

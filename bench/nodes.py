@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from bench.tables import comparison, in_turn
 from daemon.cluster.model import Node, Prefix
+from daemon.collection import settle, slow_down
 from daemon.compile.local import vtep_mac
 from daemon.compile.network import Network
 from daemon.config import Config
@@ -49,11 +50,13 @@ _ROUTE = Struct("=BBBBBBBBIHH4sHH4sHHIHH4s")
 
 
 def run() -> Iterator[Table]:
-    """Measure joining, changing and resync, each against the floor of a join."""
+    """Measure joining, changing, resync against the floor of a join; garbage collection as in the daemon."""
+    slow_down()
     cluster = _cluster(COUNT)
     figures: dict[str, list[float]] = {}
 
     def ours(_: int) -> float:
+        settle()
         with _node() as namespace:
             measured = asyncio.run(_ours(namespace, cluster))
         for name, seconds in measured.items():
