@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from datetime import datetime
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 Kind: TypeAlias = Literal["service", "endpoint"]
 
-TRIGGER_ANNOTATION = "endpoints.kubernetes.io/last-change-trigger-time"
-"""When the Pod or Service changed for which an EndpointSlice was written."""
 LATE_SECONDS = 60.0
 """What waits longer makes the node unhealthy: twice the time after which everything is compared anyway (as
 kube-proxy takes twice its sync period)."""
@@ -73,7 +70,7 @@ class Progress:
 
         Args:
             slice_name: namespace and name; an annotation that stayed the same counts once.
-            trigger: what `trigger_time` made of its annotation; None for a slice that is gone.
+            trigger: its time of last change as it was decoded; None for a slice that is gone.
         """
         self._changed("endpoint")
         if trigger is None:
@@ -128,14 +125,3 @@ class Progress:
     def _show_pending(self) -> None:
         self._metrics.service_changes_pending.set(self._pending["service"])
         self._metrics.endpoint_changes_pending.set(self._pending["endpoint"])
-
-
-def trigger_time(annotation: object) -> float | None:
-    """Return the seconds since 1970 of TRIGGER_ANNOTATION (RFC 3339); None where it is absent or no time."""
-    if not isinstance(annotation, str):
-        return None
-    try:
-        moment = datetime.fromisoformat(annotation)
-    except ValueError:
-        return None
-    return moment.timestamp() if moment.tzinfo is not None else None

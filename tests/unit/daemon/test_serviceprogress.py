@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from daemon.metrics import Metrics
-from daemon.serviceprogress import LATE_SECONDS, Progress, trigger_time
+from daemon.serviceprogress import LATE_SECONDS, Progress
 
 PREFIX = "kubeproxy_sync_proxy_rules"
 START = 1_700_000_000.0
@@ -117,21 +117,3 @@ def test_programming_is_measured_from_the_trigger_once_for_each(figures: Figures
     with progress.round():
         pass
     assert figures.programmed() == (4, 5)
-
-
-@pytest.mark.parametrize(
-    ("annotation", "seconds"),
-    [
-        ("2023-11-14T22:13:20Z", START),
-        ("2023-11-14T22:13:20.5Z", START + 0.5),
-        ("2023-11-14T22:13:20.123456789Z", START + 0.123456),
-        ("2023-11-15T00:13:20+02:00", START),
-        ("2023-11-14T22:13:20", None),
-        ("yesterday", None),
-        ("", None),
-        (None, None),
-        (7, None),
-    ],
-)
-def test_the_annotation_is_a_time_or_nothing(annotation: object, seconds: float | None) -> None:
-    assert trigger_time(annotation) == (pytest.approx(seconds, abs=1e-6) if seconds is not None else None)
