@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,19 @@ import pytest
 from tests.e2e.cluster.cluster import running
 from tests.e2e.cluster.kernel import holdings
 from tests.e2e.cluster.network import Stack
+from tests.e2e.cluster.policies import (
+    PROBED_SECONDS,
+    Caller,
+    apply_policy,
+    create_probed,
+    delete_policies,
+    probes_failed,
+)
 from tests.e2e.cluster.processes import wait_for
 from tests.e2e.cluster.traffic import seen_from_pod, url
 
 if TYPE_CHECKING:
+    from tests.e2e.cluster.cluster import Cluster, Pod
     from tests.e2e.cluster.kernel import Holdings
     from tests.e2e.cluster.node import Node
 
@@ -48,6 +58,8 @@ def test_pods_and_nodes_need_not_have_both_families(stack: Stack, mtu: int, link
             ping = cluster.api.execute(sender.name, "ping", "-c", "1", "-W", "2", "-s", size, address)
             assert ping.exit_code == 0, ping.output
         assert int(cluster.api.execute(pods[0].name, "cat", "/sys/class/net/eth0/mtu").output) == mtu
+        if len(stack.pods) == 1:
+            probes_pass_under_default_deny(cluster, pods[0])
         cluster.delete_pods()
         for name, node in cluster.nodes.items():
             wait_for(
@@ -57,6 +69,16 @@ def test_pods_and_nodes_need_not_have_both_families(stack: Stack, mtu: int, link
                 state=partial(left_on, node, earlier[name]),
             )
             assert node.weftctl("diff")
+
+
+def probes_pass_under_default_deny(cluster: Cluster, stranger: Pod) -> None:
+    """Kubelets probe a pod's first address only: with each family alone, each is probed."""
+    apply_policy(cluster.api, "deny", policyTypes=["Ingress", "Egress"])
+    probed = create_probed(cluster, "n2-probed", "n2")
+    time.sleep(PROBED_SECONDS)
+    assert not probes_failed(cluster, probed)
+    assert Caller.pod(cluster, stranger).outcomes(probed.addresses) == ["silence"]
+    delete_policies(cluster.api)
 
 
 def left_on(node: Node, earlier: Holdings) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """A tiny server and clients of it, run as programs of their own in the network of a pod or a node.
 
     serve PORT NAME       tells each client its name
-    once ADDRESS PORT     one connection
+    once ADDRESS PORT [SECONDS]   one connection, for which it waits so long
     follow ADDRESS PORT   connections that wait for the server's name, one after the other, until SIGINT
 
 `once` prints how many seconds it took and the outcome: `connected`, `refused` or `silence`. `follow` prints
@@ -18,7 +18,7 @@ import struct
 import sys
 import time
 
-ONCE_SECONDS = (3.0, 3.0)
+ONCE_SECONDS = 3.0
 FOLLOW_SECONDS = (0.004, 0.1)
 """To connect, which takes the kernels less than one tenth of it, and to be told the name. The first
 is how exactly it is known when packets are no longer dropped."""
@@ -39,10 +39,10 @@ def serve(port: int, name: str) -> None:
                 connection.recv(1)  # the client closes first
 
 
-def once(address: str, port: int) -> None:
+def once(address: str, port: int, patience: float = ONCE_SECONDS) -> None:
     """Prints the outcome of one connection."""
     began = time.monotonic()
-    outcome = _attempt(address, port, ONCE_SECONDS, greeted=False)
+    outcome = _attempt(address, port, (patience, patience), greeted=False)
     print(f"{time.monotonic() - began:.6f} {outcome}")
 
 
@@ -80,4 +80,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(int(sys.argv[2]), sys.argv[3])
     else:
-        {"once": once, "follow": follow}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+        {"once": once, "follow": follow}[sys.argv[1]](
+            sys.argv[2], int(sys.argv[3]), *map(float, sys.argv[4:])
+        )
