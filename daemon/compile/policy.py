@@ -131,14 +131,13 @@ class Policies:
 
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong with policies in force."""
-        for key in sorted(self._subjects.selected):
-            policy = self._subjects.policies[key]
-            if policy.faults:
-                message = (
-                    f"parts of NetworkPolicy {key} can't be understood and allow nothing: "
-                    f"{'; '.join(policy.faults)}"
-                )
-                yield Problem("PolicyIncomplete", "warning", message, key)
+        policies = self._subjects.policies
+        for key in sorted([each for each in self._subjects.selected if policies[each].faults]):
+            message = (
+                f"parts of NetworkPolicy {key} can't be understood and allow nothing: "
+                f"{'; '.join(policies[key].faults)}"
+            )
+            yield Problem("PolicyIncomplete", "warning", message, key)
 
     # What it is told.
 

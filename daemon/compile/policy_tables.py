@@ -6,9 +6,10 @@ when nothing in the kernel leads there any more.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from zlib import crc32
 
+from daemon.compile.policy_content import Content
 from datapath.desired import Fragment, SetElements
 from datapath.nft.elements import key
 from datapath.nft.policy import (
@@ -31,21 +32,13 @@ if TYPE_CHECKING:
     from daemon.compile.policy_verdict import Flow
     from datapath.desired import FragmentKey
     from datapath.nft.policy import DenialLog, PolicyChains
-    from datapath.nft.rules import Chain, Set
+    from datapath.nft.rules import Chain
     from datapath.policy import PolicyPart, Rule, Subject
 
 TABLES: FragmentKey = ("policy", "tables")
 TUNNEL_KEY: FragmentKey = ("policy", "tunnels")
 BUCKETS = 64
 """Fragments that the elements of one set are spread over: one element changed costs what one of them is."""
-
-
-class _Held(NamedTuple):
-    """What one family's table consists of."""
-
-    chains: dict[str, Chain]
-    sets: dict[str, Set]
-    static: dict[str, Mapping[bytes, bytes]]
 
 
 class PolicyTables:
@@ -57,13 +50,18 @@ class PolicyTables:
         self._owners: dict[str, PolicyPart] = {}
         self._parts: dict[tuple[PolicyPart, Family], PolicyChains] = {}
         self._dispatch: dict[str, dict[tuple[Family, Direction], Chain]] = {}
-        self._present: dict[Family, _Held] = {}
+        self._isolated: dict[str, frozenset[PolicyPart]] = {}
+        """By host link, what isolates its pod; `_links` is the same the other way round."""
+        self._links: dict[PolicyPart, set[str]] = {}
+        self._content = {family: Content() for family in FAMILIES}
+        self._present = False
+        self._static: set[tuple[Family, str]] = set()
         self._buckets: dict[FragmentKey, dict[tuple[int, bytes], None]] = {}
 
     @property
     def present(self) -> bool:
         """Whether there are tables: some pod is isolated."""
-        return bool(self._present)
+        return self._present
 
     @property
     def owners(self) -> Mapping[str, PolicyPart]:
@@ -95,7 +93,7 @@ class PolicyTables:
     @property
     def superfluous(self) -> bool:
         """Whether `sweep` has something to do."""
-        return self._present != self._needed()
+        return any(each.superfluous for each in self._content.values())
 
     def take(self, model: Policies, changes: Changes) -> dict[FragmentKey, Fragment | None]:
         """Return the fragments that are different after changes of the model; what is superfluous stays."""
@@ -103,22 +101,16 @@ class PolicyTables:
         stale = set(changes.subjects)
         for part in changes.rules:
             self._compile_part(model, part)
-            stale |= {
-                link for link, each in model.subjects.items() if part[0] in (each.isolation(part[1]) or ())
-            }
+            stale |= self._links.get(part, set())
         for link in stale:
             self._compile_subject(model, link, found)
-        needed = self._needed()
-        if not needed:
+        if not self._dispatch:
             # Nobody is isolated: the tables go at once, and everything with them.
+            self._sweep()
             if self._present:
-                self._hold({}, found)
-        elif not self._present or any(
-            each.chains.keys() - self._present[family].chains.keys() for family, each in needed.items()
-        ):
-            self._hold(
-                {family: _union(self._present.get(family), each) for family, each in needed.items()}, found
-            )
+                self._hold(found)
+        elif not self._present or any(each.grown for each in self._content.values()):
+            self._hold(found)
         for name, addresses in (*changes.peers.items(), *changes.nodes.items()):
             members = model.peers.get(name) or model.nodes.get(name) or {}
             self._change(name, {(len(each), each): each in members for each in addresses}, found)
@@ -134,20 +126,24 @@ class PolicyTables:
         """Return what takes away chains and sets that nothing refers to any more."""
         found: dict[FragmentKey, Fragment | None] = {}
         if self.superfluous:
-            self._hold(self._needed(), found)
+            self._sweep()
+            self._hold(found)
         return found
 
     def _compile_part(self, model: Policies, part: PolicyPart) -> None:
         rules = model.rules.get(part)
         for family in FAMILIES:
-            if rules is None:
-                self._parts.pop((part, family), None)
-            else:
-                chains = self._parts[part, family] = policy_chains(part[0], part[1], family, rules)
-                self._owners[chains.chain.name] = part
+            before = self._parts.pop((part, family), None)
+            if rules is not None:
+                after = self._parts[part, family] = policy_chains(part[0], part[1], family, rules)
+                self._content[family].use_policy(after)
+                self._owners[after.chain.name] = part
+            if before is not None:
+                self._content[family].leave_policy(before)
 
     def _compile_subject(self, model: Policies, link: str, found: dict[FragmentKey, Fragment | None]) -> None:
         subject = model.subjects.get(link)
+        self._file(link, subject)
         chains: dict[tuple[Family, Direction], Chain] = {}
         for direction in Direction:
             isolating = subject.isolation(direction) if subject is not None else None
@@ -160,35 +156,46 @@ class PolicyTables:
                     if self._knows(name, direction)
                 ]
                 chains[family, direction] = dispatch_chain(direction, asked)
+        before = self._dispatch.pop(link, {})
+        for (family, _), chain in chains.items():
+            self._content[family].use(chain)
+        for (family, _), chain in before.items():
+            self._content[family].leave(chain)
         if chains:
             self._dispatch[link] = chains
             names = {each: chain.name for each, chain in chains.items()}
             found["policy", "subject", link] = Fragment(elements=subject_elements(link, names))
-        elif self._dispatch.pop(link, None) is not None:
+        elif before:
             found["policy", "subject", link] = None
+
+    def _file(self, link: str, subject: Subject | None) -> None:
+        """Note what isolates a pod, so that a changed policy finds it."""
+        before = self._isolated.pop(link, _NOTHING)
+        after = _NOTHING
+        if subject is not None:
+            after = frozenset((name, each) for each in Direction for name in subject.isolation(each) or ())
+        if after:
+            self._isolated[link] = after
+        for part in after - before:
+            self._links.setdefault(part, set()).add(link)
+        for part in before - after:
+            self._links[part].discard(link)
+            if not self._links[part]:
+                del self._links[part]
 
     def _knows(self, policy: str, direction: Direction) -> bool:
         return ((policy, direction), FAMILIES[0]) in self._parts
 
-    def _needed(self) -> dict[Family, _Held]:
-        if not self._dispatch:
-            return {}
-        needed = {family: _Held({}, {}, {}) for family in FAMILIES}
-        for (_, family), part in self._parts.items():
-            held = needed[family]
-            held.chains[part.chain.name] = part.chain
-            held.sets.update((each.name, each) for each in part.sets)
-            held.static.update(part.static)
-        for chains in self._dispatch.values():
-            for (family, _), chain in chains.items():
-                needed[family].chains[chain.name] = chain
-        return needed
-
-    def _hold(self, wanted: dict[Family, _Held], found: dict[FragmentKey, Fragment | None]) -> None:
-        """Make these the tables, and put in what that changes."""
-        before, self._present = self._present, wanted
-        there = {name for held in wanted.values() for name in held.chains}
+    def _sweep(self) -> None:
+        for each in self._content.values():
+            each.sweep()
+        there = {name for each in self._content.values() for name in each.chains}
         self._owners = {name: part for name, part in self._owners.items() if name in there}
+
+    def _hold(self, found: dict[FragmentKey, Fragment | None]) -> None:
+        """Put in the tables as they are now, with the elements of sets that never change."""
+        self._present = bool(self._dispatch)
+        wanted = self._content if self._present else {}
         found[TABLES] = (
             Fragment(
                 tables=tuple(
@@ -199,14 +206,15 @@ class PolicyTables:
             if wanted
             else None
         )
-        for family in FAMILIES:
-            old = before[family].static if family in before else {}
-            new = wanted[family].static if family in wanted else {}
-            for name in old.keys() - new.keys():
-                found["policy", "static", family.text, name] = None
-            for name in new.keys() - old.keys():
-                elements = SetElements((int(family), TABLE), name, new[name])
-                found["policy", "static", family.text, name] = Fragment(elements=(elements,))
+        static = {(family, name) for family, held in wanted.items() for name in held.static}
+        for family, name in self._static - static:
+            found["policy", "static", family.text, name] = None
+        for family, name in static - self._static:
+            elements = SetElements((int(family), TABLE), name, wanted[family].static[name])
+            found["policy", "static", family.text, name] = Fragment(elements=(elements,))
+        self._static = static
+        for each in wanted.values():
+            each.grown = False
 
     def _change(
         self,
@@ -215,6 +223,7 @@ class PolicyTables:
         found: dict[FragmentKey, Fragment | None],
     ) -> None:
         """Change elements of a shared set: (width of its addresses, element), and whether it is in."""
+        buckets: set[FragmentKey] = set()
         for element, is_in in elements.items():
             bucket: FragmentKey = ("policy", "set", name, str(crc32(element[1]) % BUCKETS))
             held = self._buckets.setdefault(bucket, {})
@@ -222,23 +231,14 @@ class PolicyTables:
                 held[element] = None
             else:
                 held.pop(element, None)
-            found[bucket] = None
-        for bucket in [each for each in found if each[:3] == ("policy", "set", name)]:
+            buckets.add(bucket)
+        for bucket in buckets:
             held = self._buckets[bucket]
             if held:
                 found[bucket] = _members(name, held)
             else:
+                found[bucket] = None
                 del self._buckets[bucket]
-
-
-def _union(present: _Held | None, needed: _Held) -> _Held:
-    if present is None:
-        return needed
-    return _Held(
-        {**present.chains, **needed.chains},
-        {**present.sets, **needed.sets},
-        {**present.static, **needed.static},
-    )
 
 
 def _looked_up(
@@ -275,4 +275,5 @@ def _addresses(name: str, addresses: Iterable[bytes]) -> Fragment:
     return _members(name, [(len(each), each) for each in addresses])
 
 
+_NOTHING: frozenset[PolicyPart] = frozenset()
 _FAMILIES = {4: int(Family.IPV4), 16: int(Family.IPV6)}

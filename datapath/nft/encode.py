@@ -88,7 +88,7 @@ def encode_table(table: Table) -> EncodedTable:
     """Return the attributes of a table and of all that it declares."""
     return EncodedTable(
         comment(f"layout {table.layout}"),
-        {each.name: EncodedSet(_set(each)) for each in table.sets},
+        {each.name: _set(each) for each in table.sets},
         {each.name: encode_chain(each, table.family) for each in table.chains},
     )
 
@@ -243,7 +243,9 @@ def _rule(rule: Rule, family: Family) -> bytes:
     return encoded + attribute(RULE_USERDATA, comment(rule.comment)) if rule.comment else encoded
 
 
-def _set(declared: Set) -> bytes:
+@lru_cache(maxsize=16_384)
+def _set(declared: Set) -> EncodedSet:
+    """Encode a set's declaration once, as a chain."""
     flags = set_flags(declared)
     # The kernel dumps no flags when there are none.
     parts = [
@@ -265,7 +267,7 @@ def _set(declared: Set) -> bytes:
     if declared.counted:
         # Each element gets a counter of its own, though nobody says so when it is added.
         parts.append(nest(SET_EXPRESSION, string(EXPRESSION_NAME, "counter")))
-    return b"".join(parts)
+    return EncodedSet(b"".join(parts))
 
 
 def _type_number(types: tuple[DataType, ...]) -> int:

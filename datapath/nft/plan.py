@@ -123,11 +123,11 @@ def _restructured(
     old: Table, new: Table, before: encode.EncodedTable, after: encode.EncodedTable
 ) -> Iterator[_Step]:
     yield from _declare(new, after, before.sets, before.chains)
-    known = {each.name: dict(each.constant) for each in old.sets}
+    known = {each.name: each.constant for each in old.sets if each.constant}
     yield from _element_steps(
-        SetChange(new, each, known.get(each.name, {}), wanted)
+        SetChange(new, each, dict(constant), dict(each.constant))
         for each in new.sets
-        if known.get(each.name, {}) != (wanted := dict(each.constant))
+        if each.constant != (constant := known.get(each.name, ()))
     )
     fresh = after.chains.keys() - before.chains.keys()
     changed = [name for name, each in after.chains.items() if name in fresh or before.chains[name] != each]

@@ -457,6 +457,10 @@ class Set:
     dynamic: bool = False
     rank: int = 0
 
+    def __hash__(self) -> int:
+        # As for chains.
+        return hash((self.name, self.key[0].size))
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
