@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from tests.scenarios.topology import PORT, PROTOCOLS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lab.api.resources import Object
 
 
@@ -42,3 +45,22 @@ def affinity(seconds: int) -> dict[str, Any]:
         "sessionAffinity": "ClientIP",
         "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}},
     }
+
+
+_PLACE = re.compile(r"@([a-z]+(?:-[0-9]+)?)/([46])")
+
+
+def placed(value: Any, address: Callable[[str, int], str]) -> Any:
+    """Return a manifest, or a part of one, with the addresses that it names.
+
+    Args:
+        value: any text in it may name addresses as "@NAME/FAMILY": of a pod, of a node, of the one outside.
+        address: the address of such a name in a family, as text.
+    """
+    if isinstance(value, dict):
+        return {key: placed(each, address) for key, each in value.items()}
+    if isinstance(value, list):
+        return [placed(each, address) for each in value]
+    if isinstance(value, str):
+        return _PLACE.sub(lambda found: address(found[1], int(found[2])), value)
+    return value

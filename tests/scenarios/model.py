@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from tests.scenarios.topology import PLACES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -36,10 +38,10 @@ class Target(NamedTuple):
 
     Attributes:
         kind: "cluster", "nodeport", "balancer", "external" or "address".
-        service: the Service's name; for "address" unused.
+        service: the Service's name; for "address" the name of whose it is, for the id.
         port: the Service's port, whatever the frontend; a number that it has not stands for itself.
         node: for "nodeport" the node whose address is asked; 0: the client's own, or the one it enters by.
-        addresses: for "address" the addresses by family.
+        addresses: for "address" the addresses by family, or whose they are ("@NAME/FAMILY").
     """
 
     kind: str
@@ -158,6 +160,16 @@ class Scenario:
 
     name: str
     steps: tuple[Step, ...] = field(default=())
+
+
+def made_by(scenario: Scenario) -> set[tuple[str, str]]:
+    """Kind and name of what a scenario makes; what it only changes it has changed back in the end."""
+    return {
+        (item["kind"], item["metadata"]["name"])
+        for step in scenario.steps
+        for item in step.apply
+        if item["kind"] != "Namespace" and item["metadata"]["name"] not in PLACES
+    }
 
 
 class Row(NamedTuple):

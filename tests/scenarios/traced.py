@@ -13,11 +13,14 @@ from fractions import Fraction
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
-from daemon.cluster import decode, decode_services
-from daemon.cluster.store import SERVICE, Store
+from daemon.cluster import decode, decode_pods, decode_policies, decode_services
+from daemon.cluster.store import NAMESPACE, NETWORK_POLICY, NODE, POD, SERVICE, Store
 from daemon.compile.catalog import Catalog
 from daemon.compile.endpoints import Site
 from daemon.compile.network import Network
+from daemon.compile.policy import Policies
+from daemon.compile.policy_subjects import Attached
+from daemon.compile.policy_tables import PolicyTables
 from daemon.compile.service_routes import service_cidrs, service_routes
 from daemon.compile.tables import TABLES, table_options, tables_fragment
 from daemon.config import Config
@@ -37,14 +40,30 @@ from lab.errors import ApiError
 from lab.service_controllers import EndpointSliceController, LoadBalancerController
 from lab.underlay import EXTERNAL_NETWORKS, LOAD_BALANCER_NETWORKS, OUTSIDE, OUTSIDE_NETWORKS, Segment
 from tests.scenarios.frontends import MissingError, locate
-from tests.scenarios.model import Outcome, Source, Spread
-from tests.scenarios.topology import NODES, OLD, OTHER_PORT, PLACES, PORT, UNREADY, ZONES, client, pods
+from tests.scenarios.manifests import placed
+from tests.scenarios.model import Outcome, Source, Spread, made_by
+from tests.scenarios.topology import (
+    NODES,
+    OLD,
+    OTHER_PORT,
+    PLACES,
+    PORT,
+    SPACE,
+    UNREADY,
+    ZONES,
+    client,
+    namespaces,
+    pods,
+    space_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import pytest
 
+    from daemon.cluster.model import Pod
+    from daemon.cluster.store import Key
     from datapath.nft.evaluation import Memory
     from lab.api.resources import Object
     from tests.scenarios.model import Answer, Client, Probe, Scenario, Step
@@ -52,7 +71,6 @@ if TYPE_CHECKING:
 UNDERLAY_LINK = "eth0"
 _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 _SEGMENT = Segment(1)
-_SPACE = "default"
 _HOPS = 8
 
 
@@ -101,6 +119,9 @@ class _Node:
         self._fragments = Fragments()
         self._catalog = Catalog()
         self._network = Network(self.name, config)
+        self._policies = Policies(self.name)
+        self._policy_tables = PolicyTables()
+        self._own_pods: set[str] = set()
         self.ruleset: Ruleset
         self.host: Host
 
@@ -143,6 +164,37 @@ class _Node:
         addresses = frozenset((*self.addresses.values(), *tunnels))
         return Host(addresses, (*attached, *desired, *known), masquerade)
 
+    def follow(self, store: Store, changed: Iterable[Key]) -> None:
+        """Compile what changed of policies and all that they depend on."""
+        model = self._policies
+        for kind, name in changed:
+            if kind == NODE:
+                model.put_node(name, store.nodes.get(name))
+            elif kind == NAMESPACE:
+                model.put_namespace(name, store.namespaces.get(name))
+            elif kind == NETWORK_POLICY:
+                model.put_policy(name, store.network_policies.get(name))
+            else:
+                self._follow_pod(name, store.pods.get(name))
+        model.compile()
+        for found in (self._policy_tables.take(model, model.changes()), self._policy_tables.sweep()):
+            for key, fragment in found.items():
+                self._fragments.replace(key, fragment)
+
+    def _follow_pod(self, name: str, pod: Pod | None) -> None:
+        """What runs here is attached; of other nodes' pods those that have ended are not told."""
+        if pod is not None and pod.node == self.name:
+            self._own_pods.add(name)
+        if name not in self._own_pods:
+            self._policies.put_remote_pod(name, None if pod is None or pod.finished else pod)
+            return
+        self._policies.put_pod(name, pod)
+        for each in self.pods:
+            if pod is not None and each.name == pod.name:
+                addresses = tuple(each.addresses.values())
+                attached = Attached(each.link, pod.namespace, pod.name, pod.uid, addresses)
+                self._policies.put_attached(each.link, attached)
+
     def compile(self, store: Store, changed: Iterable[str]) -> None:
         """Compile what changed of Services."""
         site = Site(self.name, store.nodes[self.name].zone, store.nodes[self.name].internal_ips)
@@ -170,6 +222,7 @@ class TracedCluster:
         self._controllers = (EndpointSliceController(self._storage), LoadBalancerController(self._storage))
         self._store = Store()
         self._changes = self._store.subscribe(SERVICE)
+        self._policy_changes = self._store.subscribe(NODE, NAMESPACE, NETWORK_POLICY, POD)
         self._pods = {
             name: _Pod(
                 name,
@@ -213,14 +266,16 @@ class TracedCluster:
                 "status": {"addresses": ips},
             }
             self._storage.create(named("nodes"), "", item)
+        for namespace in namespaces():
+            self._storage.create(named("namespaces"), "", namespace)
         for pod in pods():
             name = pod["metadata"]["name"]
             ready = {"type": "Ready", "status": str(name != UNREADY)}
             ips = [{"ip": str(ip_address(each))} for each in self._pods[name].addresses.values()]
             status = {"phase": "Running", "podIPs": ips, "conditions": [ready]}
-            self._storage.create(named("pods"), _SPACE, {**pod, "status": status})
+            self._storage.create(named("pods"), space_of(name), {**pod, "status": status})
             if name in OLD:
-                self._storage.delete(named("pods"), _SPACE, name)
+                self._storage.delete(named("pods"), SPACE, name)
         self._store.nodes.replace(
             {item["metadata"]["name"]: decode.node(item) for item in self._storage.list(named("nodes"))}
         )
@@ -241,26 +296,35 @@ class TracedCluster:
         for item in step.apply:
             self._put(item)
         for kind, name in step.delete:
-            self._storage.delete(self._storage.catalogue.named(kind), _SPACE, name)
+            self._storage.delete(self._storage.catalogue.named(kind), SPACE, name, grace=0)
         self._propagate()
 
     def _put(self, item: Object) -> None:
         resource = self._storage.catalogue.of(item)
         name = item["metadata"]["name"]
+        space = item["metadata"].get("namespace", "")
+        wanted = placed(item, self._address)
         try:
-            self._storage.get(resource, _SPACE, name)
+            self._storage.get(resource, space, name)
         except ApiError:
-            self._storage.create(resource, _SPACE, item)
+            self._storage.create(resource, space, wanted)
         else:
-            self._storage.update(resource, _SPACE, name, lambda _: item)
+            self._storage.update(resource, space, name, lambda _: wanted)
+
+    def _address(self, name: str, family: int) -> str:
+        """The address of a pod, of a node, or of the one outside."""
+        if name == "outside":
+            return str(OUTSIDE[family])
+        kind, _, number = name.partition("-")
+        owner = self._nodes[int(number)] if kind == "node" else self._pods[name]
+        return str(ip_address(owner.addresses[family]))
 
     def clean(self, scenario: Scenario) -> None:
         """Delete what the scenario made and may have left."""
-        made = {(item["kind"], item["metadata"]["name"]) for step in scenario.steps for item in step.apply}
-        for kind, name in made:
+        for kind, name in made_by(scenario):
             resource = self._storage.catalogue.named(kind)
-            if any(item["metadata"]["name"] == name for item in self._storage.list(resource, _SPACE)):
-                self._storage.delete(resource, _SPACE, name)
+            if any(item["metadata"]["name"] == name for item in self._storage.list(resource, SPACE)):
+                self._storage.delete(resource, SPACE, name, grace=0)
         self._propagate()
         self._last.clear()
         for node in self._nodes.values():
@@ -277,8 +341,23 @@ class TracedCluster:
         self._store.endpoint_slices.replace(
             {_name(item): decode_services.endpoint_slice(item) for item in slices}
         )
+        self._store.pods.replace(
+            {_name(item): decode_pods.pod(item) for item in self._storage.list(named("pods"))}
+        )
+        self._store.namespaces.replace(
+            {
+                item["metadata"]["name"]: decode_pods.namespace(item)
+                for item in self._storage.list(named("namespaces"))
+            }
+        )
+        policies = self._storage.list(named("networkpolicies"))
+        self._store.network_policies.replace(
+            {_name(item): decode_policies.network_policy(item) for item in policies}
+        )
         changed = {key.name for key in self._changes.take()}
+        of_policies = self._policy_changes.take()
         for node in self._nodes.values():
+            node.follow(self._store, of_policies)
             node.compile(self._store, changed)
 
     # probes
@@ -332,7 +411,10 @@ class TracedCluster:
             case "outside":
                 source, iif = OUTSIDE[family].packed, UNDERLAY_LINK
             case "node":
-                source, iif = node.addresses[family], ""
+                # As the kernel does for a socket that is not bound.
+                link = node.host.link_to(place[0])
+                source = node.host.masquerade.get((link, len(place[0])), node.addresses[family])
+                iif = ""
             case kind:
                 pod = self._pods[client(asker.node) if kind == "pod" else kind]
                 source, iif = pod.addresses[family], pod.link
@@ -404,10 +486,10 @@ class TracedCluster:
     def _locate(self, probe: Probe) -> tuple[bytes, int]:
         named = self._storage.catalogue.named("services")
         target = probe.target
-        service = {} if target.kind == "address" else self._storage.get(named, _SPACE, target.service)
+        service = {} if target.kind == "address" else self._storage.get(named, SPACE, target.service)
         node = self._nodes[target.node or probe.client.node]
         address, port = locate(service, probe, str(ip_address(node.addresses[probe.family])))
-        return _packed(address), port
+        return _packed(placed(address, self._address)), port
 
 
 def _tunnel(node: int, family: int) -> bytes:

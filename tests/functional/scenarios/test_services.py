@@ -1,4 +1,4 @@
-"""The table of Service scenarios (tests/scenarios) on the real kernel.
+"""The table of scenarios (tests/scenarios), of Services and policies, on the real kernel.
 
 One cluster for all. The matrix is asked at once and reported row by row; each story is a test.
 """
@@ -13,6 +13,7 @@ import pytest
 from tests.functional.lab_cluster import LabCluster
 from tests.functional.service_probes import ServiceCluster
 from tests.scenarios.matrix import matrix
+from tests.scenarios.policies import policy_stories
 from tests.scenarios.stories import stories
 from tests.scenarios.topology import PROTOCOLS, ZONES
 
@@ -27,6 +28,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 MATRIX = matrix()
 STORIES = tuple(stories())
+POLICY_STORIES = tuple(policy_stories())
 SOME = 41
 """One probe in so many tells whether the Services have arrived at all."""
 FOREIGN = """table inet foreign {
@@ -118,10 +120,28 @@ def test_nodes_with_a_default_route(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scenario", STORIES, ids=lambda scenario: scenario.name)
 def test_story(tidy: ServiceCluster, scenario: Scenario) -> None:
+    tell(tidy, scenario)
+
+
+@pytest.fixture(scope="module")
+def policed(cluster: ServiceCluster) -> Iterator[ServiceCluster]:
+    """The cluster, which must be as desired after all stories of policies, and without their tables."""
+    yield cluster
+    undisturbed(cluster)
+    for name in cluster.lab.cluster.nodes:
+        assert "weft-policy" not in cluster.lab.sh(name, "nft list tables")
+
+
+@pytest.mark.parametrize("scenario", POLICY_STORIES, ids=lambda scenario: scenario.name)
+def test_policies(policed: ServiceCluster, scenario: Scenario) -> None:
+    tell(policed, scenario)
+
+
+def tell(cluster: ServiceCluster, scenario: Scenario) -> None:
     try:
         for step in scenario.steps:
-            tidy.change(step)
-            faults = tidy.faults(step.probes)
+            cluster.change(step)
+            faults = cluster.faults(step.probes)
             assert {probe.id: fault for probe, fault in faults.items()} == {}, step.label
     finally:
-        tidy.clean(scenario)
+        cluster.clean(scenario)

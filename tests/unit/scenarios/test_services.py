@@ -1,4 +1,4 @@
-"""The table of Service scenarios (tests/scenarios) in the packet tracer, SCTP included."""
+"""The table of scenarios (tests/scenarios), of Services and policies, in the packet tracer, SCTP included."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.scenarios.matrix import matrix
+from tests.scenarios.policies import policy_stories
 from tests.scenarios.stories import stories
 from tests.scenarios.topology import FAMILIES, PROTOCOLS
 from tests.scenarios.traced import TracedCluster
@@ -49,7 +50,7 @@ def test_matrix(busy: TracedCluster, client: str, kind: str, family: int, protoc
     assert {probe.id: fault for probe, fault in busy.faults(rows).items()} == {}
 
 
-@pytest.mark.parametrize("scenario", tuple(stories()), ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", [*stories(), *policy_stories()], ids=lambda scenario: scenario.name)
 def test_story(cluster: TracedCluster, scenario: Scenario) -> None:
     try:
         for step in scenario.steps:

@@ -18,16 +18,18 @@ from tests.scenarios.model import (
     rows,
 )
 from tests.scenarios.oracle import Policies, fate
+from tests.scenarios.policies import policy_stories
 from tests.scenarios.stories import stories
 from tests.scenarios.topology import FAMILIES, PROTOCOLS
 
-TABLE = list(rows([matrix(), *stories()]))
+TABLE = list(rows([matrix(), *stories(), *policy_stories()]))
 CLUSTER, NODE_PORT, BALANCER = Target("cluster"), Target("nodeport"), Target("balancer")
 
 
 def test_ids_are_unique() -> None:
     assert [name for name, count in Counter(row.id for row in TABLE).items() if count > 1] == []
-    assert len({scenario.name for scenario in stories()}) == len(list(stories()))
+    told = [scenario.name for scenario in (*stories(), *policy_stories())]
+    assert len(set(told)) == len(told)
 
 
 def test_the_matrix_is_complete() -> None:
