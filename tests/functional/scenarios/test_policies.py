@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 NODES = {"client": "node-1", "server": "node-1", "remote": "node-2"}
-EVERYTHING: dict[str, Any] = {"podSelector": {}}
+IN_FORCE_SECONDS = 1.0
+"""Of the daemon's return, for what came while it was away."""
 
 
 @pytest.fixture(scope="module")
@@ -186,31 +188,55 @@ def flood(lab: LabCluster, source: str, targets: Iterable[str]) -> Iterator[None
         thread.join()
 
 
-def test_policies_hold_while_the_daemon_is_away(lab: LabCluster) -> None:
+def killed(lab: LabCluster) -> int:
+    """Kill node-1's daemon, which is started again; returns its process id."""
+    former = lab.node("node-1").daemon.pid
+    os.kill(former, signal.SIGKILL)
+    return former
+
+
+def back(lab: LabCluster, former: int) -> None:
+    """Wait until another daemon serves the runtime."""
+    lab.wait(lambda: lab.node("node-1").daemon.pid not in {0, former}, "another daemon", 20)
+    lab.wait(lambda: lab.weftctl("node-1", "status").get("ready"), "it is ready", 20)
+
+
+RESTARTS = [1, pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
+
+
+@pytest.mark.parametrize("count", RESTARTS)
+def test_policies_hold_while_the_daemon_is_away(lab: LabCluster, count: int) -> None:
     policy(lab, "deny", policyTypes=["Ingress"])
     closed(lab, "client", "server")
     before = arrived(lab, "server")
     with flood(lab, "client", lab.addresses("server")):
-        os.kill(lab.node("node-1").daemon.pid, signal.SIGSTOP)
-        try:
+        for _ in range(count):
+            os.kill(lab.node("node-1").daemon.pid, signal.SIGSTOP)
+            try:
+                assert silent(lab, "client", "server")
+            finally:
+                os.kill(lab.node("node-1").daemon.pid, signal.SIGCONT)
+            back(lab, killed(lab))
+            lab.wait(lambda: not lab.differences(), "its work done", 20)
             assert silent(lab, "client", "server")
-        finally:
-            os.kill(lab.node("node-1").daemon.pid, signal.SIGCONT)
-        former = lab.node("node-1").daemon.pid
-        os.kill(former, signal.SIGKILL)
-        lab.wait(lambda: lab.node("node-1").daemon.pid not in {0, former}, "another daemon", 20)
-        lab.wait(lambda: not lab.differences(), "its work done", 20)
-        assert silent(lab, "client", "server")
-    assert arrived(lab, "server") == before, "the restart opened a gap"
+            assert arrived(lab, "server") == before, "the restart opened a gap"
 
 
-def test_a_policy_that_came_while_the_daemon_was_away_is_in_force_after_it(lab: LabCluster) -> None:
-    policy(lab, "deny", policyTypes=["Ingress"])
-    closed(lab, "client", "server")
-    former = lab.node("node-1").daemon.pid
-    os.kill(former, signal.SIGKILL)
-    policy(lab, "open", ingress=[{"from": [{"podSelector": {}}]}])
-    opened(lab, "client", "server")
+@pytest.mark.parametrize("count", RESTARTS)
+def test_a_policy_that_came_while_the_daemon_was_away_is_in_force_at_its_return(
+    lab: LabCluster, count: int
+) -> None:
+    resource = lab.cluster.storage.catalogue.named("networkpolicies")
+    for _ in range(count):
+        policy(lab, "deny", policyTypes=["Ingress"])
+        closed(lab, "client", "server")
+        former = killed(lab)
+        policy(lab, "open", ingress=[{"from": [{"podSelector": {}}]}])
+        back(lab, former)
+        began = time.monotonic()
+        while not talks(lab, "client", "server"):
+            assert time.monotonic() - began < IN_FORCE_SECONDS
+        lab.call(lambda: lab.cluster.storage.delete(resource, NAMESPACE, "open"))
 
 
 def test_a_restart_shuts_out_nobody_who_is_let_in(lab: LabCluster) -> None:
