@@ -8,6 +8,7 @@ from ctl.commands.attachments import attachments
 from ctl.commands.completion import completion
 from ctl.commands.diff import diff
 from ctl.commands.ipam import ipam
+from ctl.commands.monitor import monitor
 from ctl.commands.nodes import nodes
 from ctl.commands.policy import policy
 from ctl.commands.services import services
@@ -47,7 +48,7 @@ def cli(context: click.Context) -> None:
     context.ensure_object(Invocation)
 
 
-for command in (status, attachments, ipam, nodes, services, policy, diff, completion, uninstall):
+for command in (status, attachments, ipam, nodes, services, policy, monitor, diff, completion, uninstall):
     cli.add_command(command)
 
 

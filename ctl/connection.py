@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 from ctl.exits import FailedError, UnreachableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import grpc
     from google.protobuf.message import Message
 
 SOCKET = "/run/weft/admin.sock"
@@ -43,12 +46,9 @@ class Connection:
             UnreachableError: nothing listens there, or it does not answer in time.
             FailedError: the daemon answered with an error.
         """
-        self._probe()
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-        import grpc
+        with self._channel() as channel:
+            import grpc
 
-        with grpc.insecure_channel(f"unix:{os.path.abspath(self.path)}", options=_CHANNEL_OPTIONS) as channel:
             ask = channel.unary_unary(
                 f"/{_SERVICE}/{method}",
                 request_serializer=type(request).SerializeToString,
@@ -59,6 +59,34 @@ class Connection:
             except grpc.RpcError as error:
                 raise self._explain(method, error.code().name, error.details() or "") from error
         return reply
+
+    def stream(self, method: str, request: Message, answer: type[Answer]) -> Iterator[Answer]:
+        """Asks the daemon once and yields answers for as long as it gives any; `timeout` is for connecting.
+
+        Raises:
+            UnreachableError: nothing listens there, or the daemon stopped.
+            FailedError: the daemon answered with an error.
+        """
+        with self._channel() as channel:
+            import grpc
+
+            ask = channel.unary_stream(
+                f"/{_SERVICE}/{method}",
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=answer.FromString,
+            )
+            try:
+                yield from ask(request)
+            except grpc.RpcError as error:
+                raise self._explain(method, error.code().name, error.details() or "") from error
+
+    def _channel(self) -> grpc.Channel:
+        self._probe()
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+        import grpc
+
+        return grpc.insecure_channel(f"unix:{os.path.abspath(self.path)}", options=_CHANNEL_OPTIONS)
 
     def _probe(self) -> None:
         """Connects once and hangs up, so that the usual reasons are told apart without gRPC."""

@@ -16,6 +16,8 @@ from ctl.exits import Exit, UnreachableError
 from ctl.render import FORMATS, Source, write
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from google.protobuf.message import Message
 
     from ctl.node import NodeState
@@ -46,6 +48,10 @@ class Invocation:
     def ask(self, method: str, request: Message, answer: type[Answer]) -> Answer:
         """Asks the daemon; see `Connection.call` for the errors."""
         return Connection(self.socket, self.timeout).call(method, request, answer)
+
+    def listen(self, method: str, request: Message, answer: type[Answer]) -> Iterator[Answer]:
+        """Asks the daemon for answers that come as they happen; see `Connection.stream` for the errors."""
+        return Connection(self.socket, self.timeout).stream(method, request, answer)
 
     def ask_or_read(
         self, method: str, request: Message, answer: type[Answer], read: Callable[[NodeState], Answer]

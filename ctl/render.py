@@ -153,6 +153,23 @@ def write(report: Report, form: Format, stream: IO[str] | None = None, *, compac
     target.flush()
 
 
+def write_line(message: Message, form: Format, stream: IO[str] | None = None) -> None:
+    """Prints one of many messages at once: a line of JSON, or a document of YAML."""
+    target = stream or sys.stdout
+    if form == "yaml":
+        import yaml
+
+        target.write(yaml.safe_dump(plain(message), sort_keys=False, allow_unicode=True, explicit_start=True))
+    else:
+        target.write(json.dumps(plain(message), ensure_ascii=False) + "\n")
+    target.flush()
+
+
+def printable(words: str) -> str:
+    """Leaves out what could drive the terminal."""
+    return words.translate(_CONTROL)
+
+
 def _write_tables(report: Report, target: IO[str], *, wide: bool) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable

@@ -40,10 +40,12 @@ from daemon.cni.garbage import Garbage
 from daemon.cni.server import CniServer
 from daemon.cni.service import CniService
 from daemon.config import node_name
+from daemon.denials import Denials
 from daemon.events import Events
 from daemon.findings import LEVELS, Finding, Findings
 from daemon.health import Health
 from daemon.metrics import Metrics
+from daemon.podnames import PodNames
 from daemon.policing import Policing
 from daemon.policyaccounts import PolicyAccounts
 from daemon.reconcile import Reconciler
@@ -51,13 +53,14 @@ from daemon.servicefollowers import ServiceFollowers
 from daemon.servicehealth import HealthCheckPorts
 from daemon.serviceprogress import Progress
 from daemon.services import Services
-from datapath import podlinks
+from datapath import podlinks, probe
 from datapath.conntrack import Sweeper
 from datapath.errors import DatapathError
 from datapath.handover import Handover
 from datapath.kernel import attachment_fragment, attachment_key
 from datapath.netlink.transport import NETLINK_NETFILTER, Socket
 from datapath.nft import policy_inspection
+from datapath.nft.policy import DenialLog
 from datapath.snapshot import Recorder
 from datapath.writer import Writer
 from ipam.allocator import Allocator
@@ -237,8 +240,13 @@ class Agent:
             remote_pods=self.remote_pods,
             findings=self.findings,
             on_applied=self._record,
+            on_isolation=lambda isolated: self.denials.isolated(isolated),
         )
-        self.policy_accounts = PolicyAccounts(self.policing.model, self.policing.tables, self.metrics)
+        model = self.policing.model
+        self.denials = Denials(model, PodNames(model, self.store.remote_pods), self.metrics, self.findings)
+        self.policy_accounts = PolicyAccounts(
+            model, self.policing.tables, self.metrics, on_denied=self.denials.counted
+        )
         self.deletions = Deletions(self.paths.deletions)
         self.cni = CniService(
             writer=self.writer,
@@ -324,6 +332,7 @@ class Agent:
         forever("address plan", self._check_cluster())
         local = await self._know_local()
         forever("pods of other nodes", self.remote_pods.run())
+        await self._prepare_denial_log()
         await self.policing.gather()
         async with self.deletions.hold() as held:
             if not held:
@@ -344,6 +353,7 @@ class Agent:
             forever("services", self.services.run())
             forever("policies", self.policing.run())
             forever("counters of policies", self.policy_accounts.run())
+            forever("denied packets", self.denials.run())
             # A daemon that was killed may have brought or taken host ports without this.
             self.attachments.tell_flows()
             forever("stale flows", self.sweeper.run())
@@ -368,6 +378,24 @@ class Agent:
         )
         self.health.set(SERVING)
         self._note_start()
+
+    async def _prepare_denial_log(self) -> None:
+        """Have denied packets logged if that is wanted and the kernel can do it."""
+        config = self.config
+        if not config.policy_log_rate:
+            return
+        settings = DenialLog(config.policy_log_group, config.policy_log_rate)
+        refusal = await asyncio.to_thread(probe.log_refusal, settings)
+        if refusal:
+            self.findings.report(
+                "DenialLogUnavailable",
+                "warning",
+                f"denied packets are counted and not told one by one: {refusal}; load the module "
+                "nfnetlink_log and restart the daemon, or give 0 as policyLogRate",
+            )
+            return
+        self.policing.tables.log_denials(settings)
+        self.denials.configure(settings)
 
     async def _know_local(self) -> LocalNetwork:
         """Wait until this node's own network can be worked out; findings say what is missing for that."""
@@ -448,6 +476,7 @@ class Agent:
                 model=self.policing.model,
                 tables=self.policing.tables,
                 accounts=self.policy_accounts,
+                denials=self.denials,
                 inspect=lambda expected: asyncio.to_thread(_inspect, expected),
                 pods=self.store.pods,
                 remote_pods=self.store.remote_pods,
@@ -478,6 +507,7 @@ class Agent:
 
     def _report_refusals(self, failures: Mapping[str, str]) -> None:
         self.reconciler.refused(failures)
+        self.policing.refused(failures)
 
     def _count_finding(self, finding: Finding, _holds: bool) -> None:
         for level in LEVELS:

@@ -73,6 +73,10 @@ class Config:
     conntrack_min: int = 131072
     conntrack_established_seconds: int = 86400
     conntrack_close_wait_seconds: int = 3600
+    policy_log_rate: int = 10
+    """Denied packets that are logged each second at most; 0 logs none."""
+    policy_log_group: int = 1193
+    """nflog group by which they come."""
     metrics_address: str = ":9465"
     health_address: str = ":10256"
     probe_address: str = "127.0.0.1:9466"
@@ -362,6 +366,21 @@ KEYS: tuple[Key, ...] = (
         "0 to 2147483",
         "The same for a TCP connection that one side has closed. 0 leaves the setting alone.",
         _integer(0, 2147483),
+    ),
+    Key(
+        "policyLogRate",
+        "policy_log_rate",
+        "0 to 1000",
+        "How many packets that no NetworkPolicy allows are logged each second at most. 0 logs none; they are"
+        " counted all the same.",
+        _integer(0, 1000),
+    ),
+    Key(
+        "policyLogGroup",
+        "policy_log_group",
+        "1 to 65535",
+        "The nflog group by which these packets come; no other agent may use it.",
+        _integer(1, 65535),
     ),
     Key("metricsAddress", "metrics_address", _LISTEN, "Where Prometheus metrics are served.", _listen),
     Key(

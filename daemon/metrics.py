@@ -221,6 +221,11 @@ class Metrics:
             ["pod", "direction"],
             registry=registry,
         )
+        self.policy_logged = Counter(
+            "weft_policy_denied_logged_total",
+            "Denied packets that were logged one by one (see policyLogRate).",
+            registry=registry,
+        )
 
         # Connection tracking
         self.flows_deleted = Counter(

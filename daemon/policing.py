@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from daemon import policyblame
 from daemon.cluster.store import NAMESPACE, NETWORK_POLICY, NODE, POD, REMOTE_POD, Key
 from daemon.compile.policy import Policies
 from daemon.compile.policy_subjects import Attached
@@ -19,17 +20,18 @@ from daemon.compile.policy_tables import PolicyTables
 from daemon.findings import Finding
 from datapath.errors import DatapathError
 from datapath.kernel import birth_key
+from datapath.sync import NFTABLES
 from datapath.writer import StoppedError
 from ipam.record import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from daemon.cluster.demand import Demand
     from daemon.cluster.store import Store, Subscription
     from daemon.findings import Findings
     from datapath.desired import Fragment, FragmentKey
-    from datapath.policy import Direction
+    from datapath.policy import Direction, PolicyPart
     from datapath.underlay import HostLink
     from datapath.writer import Writer
     from ipam.record import Record
@@ -42,9 +44,11 @@ SWEEP_SECONDS = 0.5
 """How long superfluous chains may stay: what is changed again soon finds them still there."""
 GATHER_SECONDS = 15.0
 """How long the start waits for pods of other nodes; nothing is removed meanwhile."""
-PROBLEMS = ("PolicyIncomplete",)
+PROBLEMS = ("PolicyIncomplete", "PolicyRefused")
 ATTACHMENTS = Key("attachment", "")
 """Stands for all attachments among the keys of what may have changed."""
+REFUSAL = Key("refusal", "")
+"""Stands for what the kernel refuses."""
 
 
 class Policing:
@@ -65,6 +69,7 @@ class Policing:
         remote_pods: Demand,
         findings: Findings,
         on_applied: Callable[[Mapping[FragmentKey, Fragment | None]], None] = lambda _: None,
+        on_isolation: Callable[[bool], None] = lambda _: None,
     ) -> None:
         """Connect the parts.
 
@@ -76,6 +81,7 @@ class Policing:
             remote_pods: asked for pods of other nodes.
             findings: what is wrong with policies goes there.
             on_applied: told of fragments that the writer was given.
+            on_isolation: told whether any pod is isolated, whenever something was compiled.
         """
         self.model = Policies(node_name)
         self.tables = PolicyTables()
@@ -85,6 +91,8 @@ class Policing:
         self._remote_pods = remote_pods
         self._findings = findings
         self._on_applied = on_applied
+        self._on_isolation = on_isolation
+        self._suspicious = False
         self._attached: dict[str, Record] = {}
         self._subscription: Subscription | None = None
 
@@ -95,6 +103,11 @@ class Policing:
     def take_links(self, links: Iterable[HostLink]) -> None:
         """Take the machine's links: what comes from their addresses reaches every pod of this node."""
         self.model.put_host_addresses(address for link in links for address, _ in link.addresses)
+
+    def refused(self, failures: Mapping[str, str]) -> None:
+        """Take what the kernel refuses now (the writer's `report`): a policy may be the reason."""
+        if NFTABLES in failures and self._subscription is not None:
+            self._subscription.mark(REFUSAL)
 
     def look(self) -> None:
         """Say that attachments may have come or gone."""
@@ -145,13 +158,17 @@ class Policing:
                     await self._apply(self.tables.sweep())
                     continue
                 await self._apply(await self._compile())
+                if self._suspicious:
+                    await self._find_fault()
                 self._findings.replace(PROBLEMS, [Finding(*each) for each in self.model.problems()])
         finally:
             self._store.unsubscribe(subscription)
 
     async def _compile(self) -> dict[FragmentKey, Fragment | None]:
         changes = await self._update()
-        return self.tables.take(self.model, self.model.changes()) | changes
+        taken = self.tables.take(self.model, self.model.changes()) | changes
+        self._on_isolation(self.tables.present)
+        return taken
 
     async def _update(self) -> dict[FragmentKey, Fragment | None]:
         """Bring the model up to date; returns what attachments change besides."""
@@ -175,6 +192,8 @@ class Policing:
             model.put_policy(name, store.network_policies.get(name))
         elif key.kind == POD:
             model.put_pod(name, store.pods.get(name))
+        elif key == REFUSAL:
+            self._suspicious = True
         elif key.kind == REMOTE_POD:
             model.put_remote_pod(name, store.remote_pods.get(name))
 
@@ -194,6 +213,28 @@ class Policing:
                 changes[birth_key(link)] = None
         self._attached = found
         return changes
+
+    async def _find_fault(self) -> None:
+        """Find the policies that the kernel refuses, and have the others enforced without them."""
+        self._suspicious = False
+
+        async def refusal(parts: Sequence[PolicyPart]) -> str:
+            trial = self.tables.trial(parts)
+            error = await self._writer.query(lambda sync: sync.ruleset.attempt(trial))
+            return str(error) if error is not None else ""
+
+        found = await policyblame.find(self.tables.divisible, refusal)
+        if not found:
+            return
+        self.model.refuse(found)
+        try:
+            await self._apply(self.tables.take(self.model, self.model.changes()))
+            # What is refused is else tried again after a while only.
+            await self._writer.resync("policies that the kernel refuses were taken out")
+        except StoppedError:
+            raise
+        except DatapathError as error:
+            log.warning("policies wait for the kernel", error=str(error))
 
     async def _apply(self, changes: dict[FragmentKey, Fragment | None]) -> None:
         if not changes:

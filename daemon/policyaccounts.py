@@ -94,8 +94,15 @@ class PolicyAccounts:
         metrics: Metrics,
         *,
         reading: Callable[[], Reading] = read,
+        on_denied: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`reading` blocks, and is called on another thread."""
+        """Connect the parts.
+
+        `reading` blocks, and is called on another thread; `on_denied` is told how many packets were denied
+        since the reading before.
+        """
+        self._on_denied = on_denied
+        self._known = False
         self._model = model
         self._tables = tables
         self._metrics = metrics
@@ -134,7 +141,12 @@ class PolicyAccounts:
                 labels = part[0], part[1].value
                 self._metrics.policy_packets.labels(*labels).inc(count.packets)
                 self._metrics.policy_bytes.labels(*labels).inc(count.octets)
-        for (_, direction, link), count in self._denied.take(reading.denied).items():
+        denied = self._denied.take(reading.denied)
+        if self._known:
+            self._on_denied(sum(each.packets for each in denied.values()))
+        # At the first reading nobody knows when that was.
+        self._known = True
+        for (_, direction, link), count in denied.items():
             subject = self._model.subjects.get(link)
             if subject is not None and count.packets:
                 self.denied[subject.pod, direction] += count.packets

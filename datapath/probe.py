@@ -21,12 +21,15 @@ from datapath.netlink.transport import NETLINK_NETFILTER, Socket
 from datapath.nft.connection import Nft
 from datapath.nft.observe import ObservedRuleset
 from datapath.nft.plan import plan
-from datapath.nft.rules import Ruleset
+from datapath.nft.policy import FAMILIES, LOGGED_BYTES
+from datapath.nft.rules import Chain, Limit, Log, Ruleset, Table, rule
 from datapath.nft.tables import node_tables
+from datapath.nft.trial import TABLE, trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from datapath.nft.policy import DenialLog
     from datapath.nft.tables import TableOptions
 
 _CLONE_NEWNET = 0x40000000
@@ -53,6 +56,23 @@ def missing_features(options: TableOptions) -> tuple[MissingFeature, ...]:
     return tuple(found)
 
 
+def log_refusal(log: DenialLog) -> str:
+    """Return why denied packets can't be logged, "" where they can.
+
+    Where they can't, the kernel would refuse all policies because of these rules. Tried here and now, in a
+    table that is gone when the kernel has answered.
+    """
+    rules = (rule(Limit(log.rate, 2 * log.rate), Log(log.group, "weft-probe", LOGGED_BYTES)),)
+    try:
+        with Nft() as nft:
+            for family in FAMILIES:
+                table = Table(family, TABLE, 1, (), (Chain("log", rules),))
+                nft.commit(trial(table, {}).messages, "rules that log packets are refused")
+    except DatapathError as error:
+        return str(error)
+    return ""
+
+
 def _try_all(options: TableOptions, found: list[MissingFeature]) -> None:
     if _libc.unshare(_CLONE_NEWNET) != 0:
         error = os.strerror(ctypes.get_errno())
@@ -76,9 +96,9 @@ def _try_all(options: TableOptions, found: list[MissingFeature]) -> None:
             _flows,
         ),
     )
-    for name, purpose, option, trial in trials:
+    for name, purpose, option, attempt in trials:
         try:
-            trial()
+            attempt()
         except (DatapathError, OSError) as error:
             found.append(MissingFeature(name, purpose, option, str(error)))
 

@@ -122,6 +122,14 @@ class RulesetSync:
             self._pending, self._planned_in_full = waiting, in_full
             self._again |= in_full or self._overlap(touched.elements)
 
+    def attempt(self, trial: Transaction) -> DatapathError | None:
+        """Return what the kernel has against a transaction that leaves nothing behind (`nft.trial`)."""
+        try:
+            self._commit(trial)
+        except DatapathError as error:
+            return error
+        return None
+
     def difference(self) -> tuple[Change, ...]:
         """Return what is different now, reading everything; changes nothing. Raises DatapathError."""
         found = plan(self._ruleset(), self._nft.read())

@@ -34,6 +34,8 @@ KEYS = 2000
 """Keys that are compared in one piece: 2 to 3 ms."""
 FRAGMENTS = 500
 """Fragments that are taken into the desired state in one piece: 2 ms."""
+NFTABLES = "nftables"
+"""Among what the kernel refuses: some transaction of tables and elements."""
 _REREADS = 2
 _NFT_WRONG = {"add": "missing", "replace": "changed", "delete": "stale"}
 
@@ -106,7 +108,7 @@ class Sync:
             if value is not None:
                 found[f"{kind(value)} {describe(value)}"] = str(error)
         if self.ruleset.failure is not None:
-            found["nftables"] = str(self.ruleset.failure)
+            found[NFTABLES] = str(self.ruleset.failure)
         return found
 
     def take_round(self) -> Round:

@@ -11,8 +11,26 @@ from weft_rpc import admin_pb2
 
 if TYPE_CHECKING:
     from daemon.admin.sources import PolicySources
+    from daemon.denials import Denial
 
 _NONE = Count(0, 0)
+
+
+def denial(found: Denial, left_out: int) -> admin_pb2.Denial:
+    """Tells of one denied packet, and how many before it were left out."""
+    return admin_pb2.Denial(
+        time=found.when,
+        direction=found.direction.value,
+        pod=found.pod,
+        peer=found.peer,
+        source=found.source,
+        destination=found.destination,
+        protocol=found.protocol,
+        source_port=found.source_port,
+        destination_port=found.destination_port,
+        policies=found.policies,
+        left_out=left_out,
+    )
 
 
 def listing(source: PolicySources) -> admin_pb2.ListPoliciesResponse:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -24,7 +24,7 @@ from ipam.errors import IpamError
 from weft_rpc import admin_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from google.protobuf.message import Message
 
@@ -141,9 +141,30 @@ class AdminService:
         question = Question(sources.policies, sources.nodes, sources.node_name, request)
         return await question.answer()
 
+    async def monitor(self) -> AsyncIterator[admin_pb2.Denial]:
+        """Tells of denied packets as they come, for as long as the caller listens.
+
+        Raises:
+            QuestionError: too many listen already.
+        """
+        denials = self._sources.policies.denials
+        watch = denials.watch()
+        if watch is None:
+            raise QuestionError("too many run weftctl monitor on this node already: end one of them")
+        try:
+            while True:
+                yield policy_answers.denial(*await watch.next())
+        finally:
+            denials.leave(watch)
+
+
+def streams(service: AdminService) -> dict[str, Callable[[Any], AsyncIterator[Message]]]:
+    """Maps each method of the contract with many answers to what answers its request."""
+    return {"Monitor": lambda _: service.monitor()}
+
 
 def methods(service: AdminService) -> dict[str, Callable[[Any], Awaitable[Message]]]:
-    """Maps each method of the contract to what answers its request."""
+    """Maps each method of the contract with one answer to what answers its request."""
     return {
         "Status": lambda _: service.status(),
         "ListAttachments": lambda _: service.attachments(),
@@ -166,14 +187,18 @@ async def serve(path: str, service: AdminService) -> grpc.aio.Server:
         AdminSocketError: the socket can't be made.
     """
     server = grpc.aio.server(maximum_concurrent_rpcs=_CONCURRENT)
-    table = {
-        method.name: grpc.unary_unary_rpc_method_handler(
-            _unary(method.name, methods(service)[method.name]),
-            request_deserializer=getattr(admin_pb2, method.input_type.name).FromString,
-            response_serializer=_serialize,
-        )
-        for method in _SERVICE.methods
-    }
+    table = {}
+    for method in _SERVICE.methods:
+        coding = {
+            "request_deserializer": getattr(admin_pb2, method.input_type.name).FromString,
+            "response_serializer": _serialize,
+        }
+        if method.server_streaming:
+            behaviour = _stream(streams(service)[method.name])
+            table[method.name] = grpc.unary_stream_rpc_method_handler(behaviour, **coding)
+        else:
+            behaviour = _unary(method.name, methods(service)[method.name])
+            table[method.name] = grpc.unary_unary_rpc_method_handler(behaviour, **coding)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE.full_name, table),))
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -218,5 +243,21 @@ def _unary(method: str, answer: Callable[[Any], Awaitable[Message]]) -> Any:
         except (DatapathError, IpamError) as error:
             log.warning("weftctl could not be answered", method=method, error=str(error))
             await context.abort(grpc.StatusCode.INTERNAL, str(error))
+
+    return behaviour
+
+
+def _stream(answer: Callable[[Any], AsyncIterator[Message]]) -> Any:
+    """Makes a gRPC behaviour with many answers; a slow reader holds up nobody but itself."""
+
+    async def behaviour(request: Message, context: grpc.aio.ServicerContext[Message, Message]) -> None:
+        try:
+            async with aclosing(answer(request)) as answers:  # type: ignore[type-var]
+                # Who listens may know that it does before the first answer, which may take long to come.
+                await context.send_initial_metadata(())
+                async for each in answers:
+                    await context.write(each)
+        except QuestionError as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 
     return behaviour

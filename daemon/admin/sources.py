@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from daemon.compile.catalog import View
     from daemon.compile.policy import Policies
     from daemon.compile.policy_tables import PolicyTables
+    from daemon.denials import Denials
     from daemon.findings import Finding
     from datapath.nft.counters import Count
     from datapath.nft.policy_inspection import ExpectedVerdict
@@ -126,6 +127,7 @@ class PolicySources:
         model: policies as they concern this node.
         tables: what programs the kernel.
         accounts: what was counted.
+        denials: denied packets as they come.
         inspect: in which way the kernel departs from what a verdict needs, in words. Raises DatapathError.
         pods: pods of this node by NAMESPACE/NAME.
         remote_pods: pods of other nodes, empty while no policy here needs them.
@@ -134,6 +136,7 @@ class PolicySources:
     model: Policies
     tables: PolicyTables
     accounts: Accounts
+    denials: Denials
     inspect: Callable[[ExpectedVerdict], Awaitable[tuple[str, ...]]]
     pods: Mapping[str, Pod]
     remote_pods: Mapping[str, Pod]

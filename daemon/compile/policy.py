@@ -20,7 +20,7 @@ from daemon.compile.policy_ports import PortSets
 from daemon.compile.policy_rules import BlockScope, CompiledPolicy, PodScope, compile_policy
 from daemon.compile.policy_subjects import Subjects, takes_part
 from daemon.compile.policy_tunnels import TunnelSets
-from datapath.policy import Direction
+from datapath.policy import Direction, Rules
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from daemon.cluster.model import Namespace, NetworkPolicy, Node, Pod
     from daemon.compile.policy_rules import Scope
     from daemon.compile.policy_subjects import Attached
-    from datapath.policy import PolicyPart, Rules, Subject, Target
+    from datapath.policy import PolicyPart, Subject, Target
 
 
 @dataclass(slots=True)
@@ -65,6 +65,7 @@ class Policies:
         peers, nodes, ports: the shared sets in use, by name: addresses of pods, tunnel addresses of nodes
             within blocks, where named ports lead; each element with the number of times that it is in.
         tunnels: the own address of each node by its tunnel address.
+        refused: what the kernel does not take, and why: these allow nothing until the policy is another.
         own_addresses: of this node: what comes from these reaches every pod of it.
     """
 
@@ -86,6 +87,7 @@ class Policies:
         self._pods: dict[Hashable, Pod] = {}
         """All pods with addresses. Those of this node have keys of their own: a pod that moves may be known
         here and there for a moment."""
+        self.refused: dict[PolicyPart, str] = {}
         self._compiled: dict[str, CompiledPolicy] = {}
         self._dirty: dict[str, None] = {}
         """Policies that have to be compiled, in the order in which they became so."""
@@ -138,6 +140,13 @@ class Policies:
                 f"{'; '.join(policies[key].faults)}"
             )
             yield Problem("PolicyIncomplete", "warning", message, key)
+
+        for (key, direction), error in sorted(self.refused.items(), key=lambda each: each[0][0]):
+            message = (
+                f"the kernel refuses the {direction.value} rules of NetworkPolicy {key}, which allow nothing "
+                f"on this node therefore: {error}; write the policy in another way, and report this"
+            )
+            yield Problem("PolicyRefused", "error", message, key)
 
     # What it is told.
 
@@ -215,6 +224,17 @@ class Policies:
         self._subjects.touched, self._changed_rules, self._tunnels.touched = set(), set(), set()
         return changes
 
+    def refuse(self, refused: Mapping[PolicyPart, str]) -> None:
+        """Take what the kernel does not take, and why: it fails closed, and the others go on.
+
+        What it is of is tried again when that policy has become another.
+        """
+        for part, error in refused.items():
+            if part in self.rules:
+                self.refused[part] = error
+                self.rules[part] = Rules()
+                self._changed_rules.add(part)
+
     def _settle(self, *names: str) -> None:
         """Take over where pods of this node are now, and which policies came into force or went out of it."""
         for name in names:
@@ -250,6 +270,7 @@ class Policies:
             rules = after.rules.get(direction)
             if before.rules.get(direction) != rules:
                 self._changed_rules.add((name, direction))
+                self.refused.pop((name, direction), None)
                 if rules is None:
                     del self.rules[name, direction]
                 else:

@@ -12,17 +12,21 @@ from zlib import crc32
 from daemon.compile.policy_content import Content
 from datapath.desired import Fragment, SetElements
 from datapath.nft.elements import key
+from datapath.nft.plan import Transaction
 from datapath.nft.policy import (
     FAMILIES,
     TABLE,
     TUNNELS,
     dispatch_chain,
+    member_set,
     policy_chains,
     policy_table,
     subject_elements,
 )
 from datapath.nft.policy_inspection import ExpectedVerdict
-from datapath.nft.rules import Family
+from datapath.nft.rules import Family, Table
+from datapath.nft.trial import TABLE as TRIAL
+from datapath.nft.trial import trial
 from datapath.policy import Blocks, Direction, Members, NamedPorts, Target
 
 if TYPE_CHECKING:
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from daemon.compile.policy import Changes, Policies
     from daemon.compile.policy_verdict import Flow
     from datapath.desired import FragmentKey
+    from datapath.netlink.transport import Message
     from datapath.nft.policy import DenialLog, PolicyChains
     from datapath.nft.rules import Chain
     from datapath.policy import PolicyPart, Rule, Subject
@@ -57,6 +62,38 @@ class PolicyTables:
         self._present = False
         self._static: set[tuple[Family, str]] = set()
         self._buckets: dict[FragmentKey, dict[tuple[int, bytes], None]] = {}
+
+    def log_denials(self, log: DenialLog | None) -> None:
+        """Have denied packets told there, in what is compiled from now on."""
+        self._log = log
+
+    @property
+    def divisible(self) -> list[PolicyPart]:
+        """The policies of which the kernel may refuse something: those that have rules."""
+        found = {part: None for (part, _), each in self._parts.items() if each.chain.rules}
+        return list(found)
+
+    def trial(self, parts: Iterable[PolicyPart]) -> Transaction:
+        """Return what finds out whether the kernel takes just these policies."""
+        wanted = list(parts)
+        messages: list[Message] = []
+        for family in FAMILIES:
+            sets: dict[str, Set] = {}
+            static: dict[str, Mapping[bytes, bytes]] = {}
+            chains = [self._parts[part, family] for part in wanted]
+            for each in chains:
+                sets.update((one.name, one) for one in each.sets)
+                static.update(each.static)
+            sets[TUNNELS] = member_set(family, TUNNELS)
+            table = Table(
+                family,
+                TRIAL,
+                1,
+                tuple(sets.values()),
+                tuple({each.chain.name: each.chain for each in chains}.values()),
+            )
+            messages += trial(table, static).messages
+        return Transaction(tuple(messages), ())
 
     @property
     def present(self) -> bool:

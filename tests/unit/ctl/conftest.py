@@ -50,6 +50,12 @@ class FakeDaemon:
             )
             for name, request in METHODS.items()
         }
+        self.denials: list[Message] = []
+        methods["Monitor"] = grpc.unary_stream_rpc_method_handler(
+            lambda _request, _context: iter(self.denials),
+            request_deserializer=admin_pb2.MonitorRequest.FromString,
+            response_serializer=lambda answer: answer.SerializeToString(),
+        )
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("weft.admin.v1.Admin", methods),)
         )

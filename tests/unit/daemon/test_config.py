@@ -58,6 +58,8 @@ VALID: list[tuple[str, str, object]] = [
     ("conntrackMin: 1073741824", "conntrack_min", 1 << 30),
     ("conntrackEstablishedSeconds: 7200", "conntrack_established_seconds", 7200),
     ("conntrackCloseWaitSeconds: 0", "conntrack_close_wait_seconds", 0),
+    ("policyLogRate: 0", "policy_log_rate", 0),
+    ("policyLogGroup: 7", "policy_log_group", 7),
     ("resyncSeconds: 5", "resync_seconds", 5),
     ("maxConcurrentAdds: 8", "max_concurrent_adds", 8),
     ("metricsAddress: ''", "metrics_address", ""),

@@ -15,16 +15,18 @@ from daemon.cluster.store import Store
 from daemon.compile.policy_tables import TABLES
 from daemon.findings import Findings
 from daemon.policing import Policing
-from datapath.errors import NetlinkOverrunError
+from datapath.errors import NetlinkError, NetlinkOverrunError
 from datapath.kernel import birth_key
 from datapath.policy import Direction
 from datapath.writer import StoppedError
 from ipam.record import AttachmentKey, Record, State
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from datapath.desired import Fragment, FragmentKey
+    from datapath.errors import DatapathError
+    from datapath.nft.plan import Transaction
 
     Changes = Mapping[FragmentKey, Fragment | None]
 
@@ -39,9 +41,30 @@ class FakeWriter:
         self.offered: list[Changes] = []
         self.applied: list[Changes] = []
         self.fail: list[Exception] = []
+        self.unacceptable: list[str] = []
+        self.trials = 0
+        self.resyncs: list[str] = []
 
     def offer(self, changes: Changes) -> None:
         self.offered.append(dict(changes))
+
+    async def query(self, question: Callable[[Any], Any]) -> Any:
+        self.trials += 1
+        writer = self
+
+        class Ruleset:
+            def attempt(self, trial: Transaction) -> DatapathError | None:
+                text = repr(trial.messages)
+                bad = [each for each in writer.unacceptable if each in text]
+                return NetlinkError(22, f"refused: {bad[0]}") if bad else None
+
+        class Sync:
+            ruleset = Ruleset()
+
+        return question(Sync())
+
+    async def resync(self, reason: str) -> None:
+        self.resyncs.append(reason)
 
     async def apply(self, changes: Changes) -> None:
         self.applied.append(dict(changes))
@@ -68,6 +91,7 @@ class World:
         self.demand = FakeDemand()
         self.records: list[Record] = []
         self.told: list[Changes] = []
+        self.isolated: list[bool] = []
         self.policing = Policing(
             store=self.store,
             writer=self.writer,  # type: ignore[arg-type]
@@ -76,6 +100,7 @@ class World:
             remote_pods=self.demand,  # type: ignore[arg-type]
             findings=self.findings,
             on_applied=self.told.append,
+            on_isolation=self.isolated.append,
         )
 
     def pod(self, **labels: str) -> None:
@@ -267,3 +292,50 @@ async def test_what_is_not_understood_becomes_a_finding(world: World) -> None:
         world.policy()
         await settle()
         assert not world.findings.rows()
+
+
+async def test_a_policy_that_the_kernel_refuses_is_found_and_allows_nothing(world: World) -> None:
+    world.policy("shop/good", ingress=[{}])
+    world.policy("shop/bad", ingress=[{}])
+    world.writer.unacceptable = ["shop/bad"]
+    async with world.running():
+        world.policing.refused({"nftables": "refused"})
+        await settle()
+        assert world.policing.model.refused == {
+            ("shop/bad", Direction.INGRESS): world.policing.model.refused["shop/bad", Direction.INGRESS]
+        }
+        (row,) = world.findings.rows()
+        assert (row.name, row.level, row.key) == ("PolicyRefused", "error", "shop/bad")
+        assert "refused: shop/bad" in row.message
+        assert len(world.writer.resyncs) == 1
+        subject = world.policing.model.subjects["weft1"]
+        assert subject.ingress == ("shop/bad", "shop/good"), "it isolates all the same"
+        # Another version of it is tried again.
+        world.policy("shop/bad", ingress=[{"ports": [{"port": 80}]}])
+        await settle()
+        assert not world.findings.rows()
+        assert not world.policing.model.refused
+
+
+async def test_what_else_the_kernel_refuses_is_no_policy_s_fault(world: World) -> None:
+    world.policy("shop/good", ingress=[{}])
+    async with world.running():
+        world.policing.refused({"route 10.0.0.0/8": "no"})
+        await settle()
+        assert world.writer.trials == 0
+        world.policing.refused({"nftables": "refused"})
+        await settle()
+        assert world.writer.trials > 0
+        assert not world.policing.model.refused
+        assert not world.writer.resyncs
+
+
+async def test_it_is_told_whether_any_pod_is_isolated(world: World) -> None:
+    async with world.running():
+        assert not any(world.isolated)
+        world.policy()
+        await settle()
+        assert world.isolated[-1]
+        world.store.network_policies.remove("shop/p")
+        await settle()
+        assert not world.isolated[-1]

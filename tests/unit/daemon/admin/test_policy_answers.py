@@ -11,11 +11,16 @@ import pytest
 from daemon.admin.policy_answers import listing
 from daemon.admin.sources import PolicySources
 from daemon.compile.policy_tables import PolicyTables
+from daemon.denials import Denials
+from daemon.findings import Findings
+from daemon.metrics import Metrics
+from daemon.podnames import PodNames
 from datapath.nft.counters import Count
 from datapath.policy import Direction
 from tests.unit.daemon.compile.town import pods, shop
 
 if TYPE_CHECKING:
+    from daemon.compile.policy import Policies
     from datapath.nft.policy_inspection import ExpectedVerdict
     from datapath.policy import PolicyPart
     from tests.unit.daemon.compile.town import Town
@@ -39,11 +44,16 @@ async def agrees(_expected: ExpectedVerdict) -> tuple[str, ...]:
     return ()
 
 
+def denials(model: Policies) -> Denials:
+    """Nothing is denied until a test says so."""
+    return Denials(model, PodNames(model, {}), Metrics(), Findings())
+
+
 def sources(town: Town, accounts: Counted | None = None) -> PolicySources:
     """What the admin service of node `here` reads."""
     model, tables = town.models["here"], PolicyTables()
     tables.take(model, model.changes())
-    return PolicySources(model, tables, accounts or Counted(), agrees, {}, {})
+    return PolicySources(model, tables, accounts or Counted(), denials(model), agrees, {}, {})
 
 
 @pytest.fixture

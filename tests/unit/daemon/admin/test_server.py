@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from daemon.admin.server import AdminService, AdminSocketError, is_namespace, methods, serve
+from daemon.admin.server import AdminService, AdminSocketError, is_namespace, methods, serve, streams
 from daemon.admin.sources import Health, Path, Sources
 from daemon.cluster.model import Node, Prefix
 from daemon.compile.catalog import Catalog
+from daemon.denials import WATCHERS
 from datapath.errors import DatapathError
+from datapath.packetlog import DeniedPacket
+from datapath.policy import Direction
 from ipam.pool import Usage
 from ipam.record import AttachmentKey, Record, State
 from tests.unit.daemon.admin.test_policy_answers import sources as policy_sources
@@ -148,7 +152,10 @@ async def ask(path: FilePath, method: str, node: OneNode, **fields: Any) -> Any:
 
 def test_the_contract_is_answered_in_full() -> None:
     contract = admin_pb2.DESCRIPTOR.services_by_name["Admin"]
-    assert set(methods(AdminService(OneNode().sources()))) == {method.name for method in contract.methods}
+    service = AdminService(OneNode().sources())
+    for answered, many in ((methods(service), False), (streams(service), True)):
+        wanted = {each.name for each in contract.methods if each.server_streaming is many}
+        assert set(answered) == wanted
 
 
 async def test_status(tmp_path: FilePath) -> None:
@@ -243,3 +250,34 @@ async def test_a_question_that_can_t_be_answered_here_says_what_to_do(tmp_path: 
         await ask(tmp_path, "ExplainPolicy", OneNode(), **question)
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert "give its address" in (refused.value.details() or "")
+
+
+async def test_denied_packets_are_streamed_to_a_few(tmp_path: FilePath) -> None:
+    node = OneNode()
+    sources = node.sources()
+    denials = sources.policies.denials
+    server = await serve(str(tmp_path / "admin.sock"), AdminService(sources))
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{tmp_path}/admin.sock") as channel:
+            ask_for_all = channel.unary_stream(
+                "/weft.admin.v1.Admin/Monitor",
+                request_serializer=lambda request: request.SerializeToString(),
+                response_deserializer=admin_pb2.Denial.FromString,
+            )
+            calls = [ask_for_all(admin_pb2.MonitorRequest()) for _ in range(WATCHERS)]
+            for call in calls:
+                await call.initial_metadata()
+            address = bytes([10, 244, 1, 11])
+            denials.take([DeniedPacket(Direction.INGRESS, bytes([8, 8, 8, 8]), address, 6, 1, 2)])
+            for call in calls:
+                found: Any = await call.read()
+                assert (found.pod, found.source, found.destination_port) == ("shop/db", "8.8.8.8", 2)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await ask_for_all(admin_pb2.MonitorRequest()).read()
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            calls[0].cancel()
+            await asyncio.sleep(0.1)
+            again = ask_for_all(admin_pb2.MonitorRequest())
+            await again.initial_metadata()
+    finally:
+        await server.stop(None)
