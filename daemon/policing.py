@@ -228,7 +228,8 @@ class Policing:
             return
         self.model.refuse(found)
         try:
-            await self._apply(self.tables.take(self.model, self.model.changes()))
+            # What the kernel refuses must not be asked for once more as what will be swept.
+            await self._apply(self.tables.take(self.model, self.model.changes()) | self.tables.sweep())
             # What is refused is else tried again after a while only.
             await self._writer.resync("policies that the kernel refuses were taken out")
         except StoppedError:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from datapath.desired import FragmentKey
     from datapath.netlink.transport import Message
     from datapath.nft.policy import DenialLog, PolicyChains
-    from datapath.nft.rules import Chain
+    from datapath.nft.rules import Chain, Set
     from datapath.policy import PolicyPart, Rule, Subject
 
 TABLES: FragmentKey = ("policy", "tables")
