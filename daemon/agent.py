@@ -39,7 +39,9 @@ from daemon.cni.deletions import Deletions
 from daemon.cni.garbage import Garbage
 from daemon.cni.server import CniServer
 from daemon.cni.service import CniService
+from daemon.compile.policy_flows import Effect
 from daemon.config import node_name
+from daemon.cutting import Cutting
 from daemon.denials import Denials
 from daemon.events import Events
 from daemon.findings import LEVELS, Finding, Findings
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from daemon.config import Config
     from datapath.desired import Fragment, FragmentKey
     from datapath.nft.policy_inspection import ExpectedVerdict
+    from datapath.writer import Drift
 
 log = structlog.get_logger()
 
@@ -203,6 +206,7 @@ class Agent:
             on_addresses=self.connection.forsake,
             on_local=lambda: self.services.look(),
             on_links=lambda links: self.policing.take_links(links),
+            on_repair=self._look_at_connections,
         )
         self.sweeper = Sweeper(
             deleted=self.metrics.flows_deleted.inc,
@@ -241,6 +245,10 @@ class Agent:
             findings=self.findings,
             on_applied=self._record,
             on_isolation=lambda isolated: self.denials.isolated(isolated),
+            on_effect=lambda effect: self.cutting.look(effect),
+        )
+        self.cutting = Cutting(
+            self.policing, cut=self.metrics.connections_cut.inc, report=self._report_cutting
         )
         model = self.policing.model
         self.denials = Denials(model, PodNames(model, self.store.remote_pods), self.metrics, self.findings)
@@ -354,6 +362,7 @@ class Agent:
             forever("policies", self.policing.run())
             forever("counters of policies", self.policy_accounts.run())
             forever("denied packets", self.denials.run())
+            forever("connections that policies forbid", self.cutting.run())
             # A daemon that was killed may have brought or taken host ports without this.
             self.attachments.tell_flows()
             forever("stale flows", self.sweeper.run())
@@ -442,6 +451,16 @@ class Agent:
             "flows of pods that are gone can't be deleted, and their addresses can't be handed out before: "
             f"{failure}"
         )
+        self.findings.replace((name,), [Finding(name, "error", message)] if failure else [])
+
+    def _look_at_connections(self, drift: Drift) -> None:
+        """After rules were missing: what began meanwhile was asked nothing."""
+        if any(each.kind == "nft" for each in drift.differences):
+            self.cutting.look(Effect.STRICTER)
+
+    def _report_cutting(self, failure: str) -> None:
+        name = "ConnectionsNotCut"
+        message = f"connections that NetworkPolicies forbid by now can't be found and cut: {failure}"
         self.findings.replace((name,), [Finding(name, "error", message)] if failure else [])
 
     def _leaving(self) -> str:

@@ -233,6 +233,11 @@ class Metrics:
             "UDP flows deleted because their backend serves no more.",
             registry=registry,
         )
+        self.connections_cut = Counter(
+            "weft_policy_connections_cut_total",
+            "Connections under way that were cut because a NetworkPolicy forbids them by now.",
+            registry=registry,
+        )
         self.conntrack_entries = Gauge(
             "weft_conntrack_entries", "Flows tracked on this node.", registry=registry
         )

@@ -15,6 +15,7 @@ import structlog
 from daemon import policyblame
 from daemon.cluster.store import NAMESPACE, NETWORK_POLICY, NODE, POD, REMOTE_POD, Key
 from daemon.compile.policy import Policies
+from daemon.compile.policy_flows import Effect, effect
 from daemon.compile.policy_subjects import Attached
 from daemon.compile.policy_tables import PolicyTables
 from daemon.findings import Finding
@@ -57,6 +58,7 @@ class Policing:
     Attributes:
         model: the policies as they concern this node.
         tables: what programs the kernel, made of the model.
+        complete: everybody is known whom policies may let in or out, pods of other nodes included.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Policing:
         findings: Findings,
         on_applied: Callable[[Mapping[FragmentKey, Fragment | None]], None] = lambda _: None,
         on_isolation: Callable[[bool], None] = lambda _: None,
+        on_effect: Callable[[Effect], None] = lambda _: None,
     ) -> None:
         """Connect the parts.
 
@@ -82,9 +85,11 @@ class Policing:
             findings: what is wrong with policies goes there.
             on_applied: told of fragments that the writer was given.
             on_isolation: told whether any pod is isolated, whenever something was compiled.
+            on_effect: told what changes may do to connections under way, once the kernel has their rules.
         """
         self.model = Policies(node_name)
         self.tables = PolicyTables()
+        self.complete = False
         self._store = store
         self._writer = writer
         self._records = records
@@ -93,6 +98,9 @@ class Policing:
         self._on_applied = on_applied
         self._on_isolation = on_isolation
         self._suspicious = False
+        self._on_effect = on_effect
+        self._effect = Effect.NONE
+        self._settled = asyncio.Event()
         self._attached: dict[str, Record] = {}
         self._subscription: Subscription | None = None
 
@@ -113,6 +121,10 @@ class Policing:
         """Say that attachments may have come or gone."""
         if self._subscription is not None:
             self._subscription.mark(ATTACHMENTS)
+
+    async def settled(self) -> None:
+        """Return when nothing is pending in the model."""
+        await self._settled.wait()
 
     async def gather(self) -> None:
         """Learn everything that policies in force need, pods of other nodes included, before `prepare`.
@@ -152,27 +164,35 @@ class Policing:
         try:
             while True:
                 try:
-                    async with asyncio.timeout(SWEEP_SECONDS if self.tables.superfluous else None):
+                    waits = self.tables.superfluous or not self.complete
+                    async with asyncio.timeout(SWEEP_SECONDS if waits else None):
                         await subscription.wait()
                 except TimeoutError:
                     await self._apply(self.tables.sweep())
-                    continue
+                    if self.complete:
+                        continue
                 await self._apply(await self._compile())
                 if self._suspicious:
                     await self._find_fault()
+                told, self._effect = self._effect, Effect.NONE
+                self._on_effect(told)
                 self._findings.replace(PROBLEMS, [Finding(*each) for each in self.model.problems()])
         finally:
             self._store.unsubscribe(subscription)
 
     async def _compile(self) -> dict[FragmentKey, Fragment | None]:
         changes = await self._update()
-        taken = self.tables.take(self.model, self.model.changes()) | changes
+        found = self.model.changes()
+        self._effect = max(self._effect, effect(self.model, found))
+        taken = self.tables.take(self.model, found) | changes
         self._on_isolation(self.tables.present)
         return taken
 
     async def _update(self) -> dict[FragmentKey, Fragment | None]:
         """Bring the model up to date; returns what attachments change besides."""
         assert self._subscription is not None
+        self._settled.clear()
+        synced = self._store.remote_pods.synced
         for key in self._subscription.take():
             self._put(key)
         changes = self._put_attached()
@@ -180,6 +200,10 @@ class Policing:
             self.model.compile(SLICE)
             await asyncio.sleep(0)
         self._remote_pods.want(self.model.needs_all_pods)
+        was, self.complete = self.complete, synced or not self.model.needs_all_pods
+        if self.complete and not was:
+            self._effect = Effect.STRICTER
+        self._settled.set()
         return changes
 
     def _put(self, key: Key) -> None:

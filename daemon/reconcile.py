@@ -88,12 +88,13 @@ class Reconciler:
         on_addresses: Callable[[Collection[Address]], None] = lambda _: None,
         on_local: Callable[[], None] = lambda: None,
         on_links: Callable[[tuple[HostLink, ...]], None] = lambda _: None,
+        on_repair: Callable[[Drift], None] = lambda _: None,
     ) -> None:
         """Connect the parts.
 
         `on_addresses` is told of addresses of the machine, not of pods, that came or went; `on_local` is
         called when this node's own network has become another; `on_links` is told of the machine's links
-        whenever they were read.
+        whenever they were read; `on_repair` is told what somebody else had changed, when that is put right.
         """
         self.network = Network(node_name, config)
         self.last_sync = 0.0
@@ -111,6 +112,7 @@ class Reconciler:
         self._on_addresses = on_addresses
         self._on_local = on_local
         self._on_links = on_links
+        self._on_repair = on_repair
         self._links: tuple[HostLink, ...] = ()
         self._look_at_links = True
         self._dirty: set[str] = set()
@@ -289,6 +291,7 @@ class Reconciler:
         self._note_sync("resync", drift.seconds, drift.failures)
         if drift.differences:
             self._note_repair(reason, drift)
+            self._on_repair(drift)
         self._watch_for_rivals(drift)
         self._synced.set()
         # Whoever makes work for us again and again gets a part of the time, not all of it.

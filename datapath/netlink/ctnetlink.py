@@ -181,6 +181,23 @@ def del_flow(payload: bytes) -> Message:
     )
 
 
+def mark_flow(payload: bytes, mark: int, mask: int) -> Message:
+    """Return the change of some bits of the mark of the flow that a message of the dump is about.
+
+    A flow with the same original tuple that took its place meanwhile gets them too; none is made.
+
+    Raises:
+        NetlinkFormatError: the message lacks the tuple.
+    """
+    found = parse(payload, HEADER_BYTES)
+    original = found.get(_TUPLE_ORIG)
+    if not original:
+        raise NetlinkFormatError("a listed flow has no original tuple, so it can't be marked")
+    zone = attribute(_ZONE, found[_ZONE]) if _ZONE in found else b""
+    where = header(payload[0]) + attribute(_TUPLE_ORIG | NLA_F_NESTED, original) + zone
+    return Message(CT_NEW, 0, where + be32(_MARK, mark & mask) + be32(_MARK_MASK, mask))
+
+
 def flow_addresses(payload: bytes) -> tuple[Address, Address, Address, Address]:
     """Return source and destination of the original direction and of the reply direction.
 

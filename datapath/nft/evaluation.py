@@ -32,6 +32,7 @@ from datapath.nft.rules import (
     OIFNAME,
     SADDR_TYPE,
     TCP_DPORT,
+    TCP_FLAGS,
     TH_DPORT,
     UDP_DPORT,
     AnyOf,
@@ -334,6 +335,7 @@ _READERS: dict[Selector, Callable[[Packet], bytes]] = {
     IP6_DADDR: lambda packet: packet.destination,
     TH_DPORT: lambda packet: _PORT.pack(packet.destination_port),
     TCP_DPORT: lambda packet: _PORT.pack(packet.destination_port),
+    TCP_FLAGS: lambda _: b"\x02",  # packets here are the first of their connection
     UDP_DPORT: lambda packet: _PORT.pack(packet.destination_port),
     ICMPV6_TYPE_FIELD: lambda packet: bytes([packet.icmp_type]),
     META_PRIORITY: lambda packet: _WORD.pack(packet.priority),

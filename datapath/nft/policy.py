@@ -2,7 +2,8 @@
 
 Tables of their own, which are there only while some policy isolates a pod of this node, or may: a node
 without policies spends nothing on them. Two base chains at forward, one for what pods send and one for what
-they get, since an accept in the one does not skip the other. A pod is isolated by being in a map from its
+they get, since an accept in the one does not skip the other. What began earlier passes, unless its mark says
+that it may no more (the mark is daemon.cutting's). A pod is isolated by being in a map from its
 link to a chain, and that chain asks the policies that isolate the pod, one after the other, and ends in a
 drop.
 
@@ -20,6 +21,7 @@ from datapath.desired import Fragment, SetElements
 from datapath.nft.elements import interface, intervals, key, verdict
 from datapath.nft.rules import (
     ACCEPT,
+    CT_MARK,
     CT_STATE_FIELD,
     DROP,
     ICMPV6_TYPE,
@@ -36,6 +38,8 @@ from datapath.nft.rules import (
     IPV6_ADDR,
     L4PROTO,
     OIFNAME,
+    TCP_FLAG,
+    TCP_FLAGS,
     TH_DPORT,
     VERDICT,
     AnyOf,
@@ -65,7 +69,7 @@ if TYPE_CHECKING:
     from datapath.policy import Rule, Rules
 
 TABLE = "weft-policy"
-LAYOUT = 1
+LAYOUT = 2
 
 TUNNELS = "tunnels"
 """The addresses by which other nodes come through the overlay: no block says anything about these."""
@@ -73,6 +77,8 @@ ITSELF = "itself"
 """(link . link) of isolated pods: what a pod sends to itself, by way of a service."""
 SUBJECTS = {Direction.INGRESS: "ingress-subjects", Direction.EGRESS: "egress-subjects"}
 """Maps from a pod's link to the chain that decides."""
+CUT_MARK = 0x0800_0000
+"""The bit of a tracked flow's mark (ct mark) that says: no policy allows this connection any more."""
 DENY = {Direction.INGRESS: "deny-ingress", Direction.EGRESS: "deny-egress"}
 DENIED = {Direction.INGRESS: "ingress-denied", Direction.EGRESS: "egress-denied"}
 """Sets of the links of isolated pods, in which the kernel counts what it drops for each."""
@@ -84,6 +90,9 @@ _EGRESS_PRIORITY, _INGRESS_PRIORITY = 5, 6
 _SUBJECT_RANK = 9
 _DISCOVERY = "neighbour-discovery"
 _DISCOVERY_TYPES = (130, 131, 132, 133, 134, 135, 136, 143)
+_BARE_SYN = "bare-syn"
+_BARE_SYN_FLAGS = (0x02, 0x42, 0x82, 0xC2)
+"""SYN, alone or with the two bits of explicit congestion notification (RFC 3168, section 6.1.1)."""
 _COMMENT_BYTES = 120
 FAMILIES = (Family.IPV4, Family.IPV6)
 
@@ -168,6 +177,7 @@ def policy_table(
         Set(ITSELF, (IFNAME, IFNAME)),
         *(Set(name, (IFNAME,), (VERDICT,), rank=_SUBJECT_RANK) for name in SUBJECTS.values()),
         *(Set(name, (IFNAME,), counted=True) for name in DENIED.values()),
+        Set(_BARE_SYN, (TCP_FLAG,), constant=tuple((key(bytes([each])), b"") for each in _BARE_SYN_FLAGS)),
     ]
     discovery: tuple[NftRule, ...] = ()
     if family is Family.IPV6:
@@ -175,14 +185,28 @@ def policy_table(
         own.append(Set(_DISCOVERY, (ICMPV6_TYPE,), constant=types))
         discovery = (rule(InSet((ICMPV6_TYPE_FIELD,), _DISCOVERY), ACCEPT),)
     begun = rule(AnyOf(CT_STATE_FIELD, CtState.ESTABLISHED | CtState.RELATED), ACCEPT)
+    # What a node's own cache of names keeps out of tracking (NOTRACK) has no beginning.
+    known = rule(AnyOf(CT_STATE_FIELD, CtState.ESTABLISHED | CtState.RELATED | CtState.UNTRACKED), ACCEPT)
+    cut = rule(AnyOf(CT_MARK, CUT_MARK), Counter(), DROP, comment="no policy allows this connection any more")
+    # A connection whose tracking was lost begins anew with whoever speaks first. Where that is the one who
+    # was called, its policies would be asked the wrong way round: so it must be the one who called.
+    begins = InSet((TCP_FLAGS,), _BARE_SYN, negate=True)
+    resumes = "who was called can't resume a connection"
+    from_called = rule(begins, InSet((IIFNAME,), DENIED[Direction.INGRESS]), DROP, comment=resumes)
+    to_caller = rule(begins, InSet((OIFNAME,), DENIED[Direction.EGRESS]), DROP, comment=resumes)
     itself = rule(InSet((IIFNAME, OIFNAME), ITSELF), ACCEPT)
     sends = rule(VerdictMap((IIFNAME,), SUBJECTS[Direction.EGRESS]))
     gets = rule(VerdictMap((OIFNAME,), SUBJECTS[Direction.INGRESS]))
     denies = [_deny_chain(direction, log) for direction in Direction]
     bases = [
-        Chain("egress", (begun, itself, sends), Hook("filter", HookPoint.FORWARD, _EGRESS_PRIORITY)),
+        Chain(
+            "egress",
+            (cut, begun, itself, from_called, to_caller, sends),
+            Hook("filter", HookPoint.FORWARD, _EGRESS_PRIORITY),
+        ),
         Chain("ingress", (begun, itself, gets), Hook("filter", HookPoint.FORWARD, _INGRESS_PRIORITY)),
-        Chain("to-node", (*discovery, begun, sends), Hook("filter", HookPoint.INPUT, _EGRESS_PRIORITY)),
+        Chain("to-node", (*discovery, cut, begun, sends), Hook("filter", HookPoint.INPUT, _EGRESS_PRIORITY)),
+        Chain("from-node", (known, to_caller), Hook("filter", HookPoint.OUTPUT, _EGRESS_PRIORITY)),
     ]
     return Table(family, TABLE, LAYOUT, (*own, *sets), (*denies, *chains, *bases))
 

@@ -66,6 +66,7 @@ _FLAGS = {
     rules.CT_STATUS: {1: "expected", 2: "seen-reply", 4: "assured", 8: "confirmed", 16: "snat", 32: "dnat"},
 }
 _FIB_TYPES = {1: "unicast", 2: "local", 3: "broadcast", 5: "multicast", 6: "blackhole", 7: "unreachable"}
+_TCP_FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr")
 _PRIORITIES = {-300: "raw", -150: "mangle", 0: "filter", 50: "security"}
 _NAMED_WITHIN = 10
 _MARK_WIDTH = 8
@@ -122,6 +123,8 @@ def constant(kind: DataType, value: bytes) -> str:
         return f'"{value.rstrip(bytes(1)).decode()}"'
     if kind == rules.MARK:
         return f"0x{number:0{_MARK_WIDTH}x}"
+    if kind == rules.TCP_FLAG:
+        return " | ".join(name for bit, name in enumerate(_TCP_FLAGS) if number >> bit & 1)
     names = {rules.INET_PROTO: _PROTOCOLS, rules.ICMPV6_TYPE: _ICMPV6_TYPES, rules.FIB_ADDRTYPE: _FIB_TYPES}
     return names.get(kind, {}).get(number, str(number))
 

@@ -27,6 +27,9 @@ class Site:
 
     def __init__(self, router: Space, client: Space, server: Space) -> None:
         self.router, self.client, self.server = router, client, server
+        for space in (router, client, server):
+            # Duplicates are looked for over a second, in which IPv6 does not work.
+            space.set(net__ipv6__conf__default__accept_dad="0")
         for number, (name, space) in enumerate((("client", client), ("server", server)), start=1):
             link = LINKS[name]
             router.ip(

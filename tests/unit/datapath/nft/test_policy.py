@@ -135,10 +135,31 @@ def test_the_table_asks_the_sender_before_the_receiver(family: Family) -> None:
         "egress": (HookPoint.FORWARD, 5),
         "ingress": (HookPoint.FORWARD, 6),
         "to-node": (HookPoint.INPUT, 5),
+        "from-node": (HookPoint.OUTPUT, 5),
     }
     names = [each.name for each in table.chains]
     assert names.index(DENY[IN]) < names.index("egress"), "what is led to comes first"
     assert table.layout == LAYOUT
+
+
+@pytest.mark.parametrize("chain", ["egress", "to-node"])
+def test_what_is_cut_is_dropped_before_what_began_is_accepted(chain: str) -> None:
+    words = render(policy_table(FOUR)).split(f"chain {chain} ")[1].split("}")[0]
+    cut = words.index("ct mark & 0x08000000 != 0x00000000 counter drop")
+    assert cut < words.index("ct state established,related accept")
+
+
+def test_only_who_called_resumes_a_connection() -> None:
+    text = render(policy_table(FOUR), {})
+    chains = {name: text.split(f"chain {name} ")[1].split("}")[0] for name in ("egress", "from-node")}
+    from_called = "tcp flags != @bare-syn iifname @ingress-denied drop"
+    to_caller = "tcp flags != @bare-syn oifname @egress-denied drop"
+    begun = chains["egress"].index("ct state established,related accept")
+    assert begun < chains["egress"].index(from_called) < chains["egress"].index(to_caller)
+    assert chains["egress"].index(to_caller) < chains["egress"].index("vmap")
+    assert from_called not in chains["from-node"], "a node reaches its own pods"
+    assert chains["from-node"].index("untracked accept") < chains["from-node"].index(to_caller)
+    assert "syn,\n\t\t\t     syn | ecn" in text
 
 
 def test_neighbours_are_found_whatever_policies_say() -> None:
