@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Iterator
+from functools import partial
 from ipaddress import ip_address
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from lab.echo import PORT, Bind, Server, ask
 from lab.namespaces import descriptor_path, new_network
 from lab.underlay import ip_batch
-from tests.functional.lab_cluster import LabCluster
+from tests.functional.lab_cluster import NAMESPACE, LabCluster
 
 pytestmark = pytest.mark.root
 
@@ -51,10 +52,42 @@ def narrow_road(lab: LabCluster) -> Iterator[None]:
     os.close(host)
 
 
+@pytest.fixture
+def isolated(lab: LabCluster) -> Iterator[None]:
+    """No pod is let in, and all may talk to the host far away alone."""
+    peers = [{"ipBlock": {"cidr": f"{far}/{128 if ':' in far else 32}"}} for far in FAR]
+    item = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "far"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "egress": [{"to": peers}]},
+    }
+    lab.call(lambda: lab.cluster.apply(item))
+    net = lab.sandbox("pod-1b").descriptor
+    for each in lab.addresses("pod-1a"):
+        closed = partial(ask, net, ip_address(each), "udp", patience=0.3)
+        lab.wait(lambda closed=closed: lab.run(closed()).fault, "pods are closed", 10)  # type: ignore[misc]
+    yield
+    resource = lab.cluster.storage.catalogue.named("networkpolicies")
+    lab.call(lambda: lab.cluster.storage.delete(resource, NAMESPACE, "far"))
+    lab.wait(lambda: "weft-policy" not in lab.sh("node-1", "nft list tables"), "no policy", 10)
+
+
 @pytest.mark.usefixtures("narrow_road")
 @pytest.mark.parametrize("far", FAR)
 def test_a_pod_learns_that_the_path_is_narrow(lab: LabCluster, far: str) -> None:
-    net = lab.sandbox("pod-1a").descriptor
+    learns(lab, "pod-1a", far)
+
+
+@pytest.mark.usefixtures("narrow_road", "isolated")
+@pytest.mark.parametrize("far", FAR)
+def test_an_isolated_pod_learns_it_too(lab: LabCluster, far: str) -> None:
+    """The error comes from a router that the pod may not talk to, but about what it may."""
+    learns(lab, "pod-1b", far)
+
+
+def learns(lab: LabCluster, pod: str, far: str) -> None:
+    net = lab.sandbox(pod).descriptor
     address = ip_address(far)
     refused = lab.run(ask(net, address, "udp", size=1450))
     assert refused.fault == "EMSGSIZE"

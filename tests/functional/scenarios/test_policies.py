@@ -1,10 +1,18 @@
-"""NetworkPolicies between real daemons' pods: who reaches whom, also while daemons are away."""
+"""NetworkPolicies between real daemons' pods: what the table of scenarios can't say.
+
+What a policy means is told by tests/scenarios/policies.py and policy_surroundings.py, story by story, and
+carried out on the kernel by test_services.py beside this file. Here is the rest: protocols without ports,
+neighbour discovery, the pod itself, pods that have ended, births, changes in a row, and daemons that are
+away. Errors about the path that an isolated pod is told are in test_path_mtu.py. All in both families;
+tests/scenarios/meanings.py says which sentence is shown where.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from functools import partial
@@ -14,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lab.echo import ask, client_socket
+from lab.errors import LabError
 from tests.functional.lab_cluster import NAMESPACE, LabCluster
+from tests.functional.nft.spaces import Inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -119,27 +129,118 @@ def test_peers_are_let_in_by_their_labels_wherever_they_are(lab: LabCluster) -> 
     opened(lab, "remote", "server")
 
 
-def test_egress_is_a_direction_of_its_own(lab: LabCluster) -> None:
-    peers = [{"podSelector": {"matchLabels": {"name": "remote"}}}]
-    policy(lab, "out", policyTypes=["Egress"], egress=[{"to": peers}])
-    closed(lab, "server", "client")
-    opened(lab, "server", "remote")
-    assert talks(lab, "client", "server")
-
-
-def test_ports_and_blocks(lab: LabCluster) -> None:
-    policy(lab, "ports", ingress=[{"ports": [{"port": 7, "protocol": "TCP"}]}])
-    closed(lab, "client", "server")
-    whole = [{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]
-    policy(lab, "blocks", ingress=[{"from": whole}])
-    opened(lab, "client", "server")
-
-
 def test_the_node_reaches_its_own_pods(lab: LabCluster) -> None:
     policy(lab, "deny", policyTypes=["Ingress", "Egress"])
     closed(lab, "client", "server")
     for address in lab.addresses("server"):
         lab.sh("node-1", f"ping -c1 -W2 {address}")
+
+
+PROTOCOL = 253
+"""For experiments (RFC 3692): neither side's kernel knows it, and it has no ports."""
+FULL_RANGE = [{"protocol": each, "port": 1, "endPort": 65535} for each in ("TCP", "UDP", "SCTP")]
+
+
+def pings(lab: LabCluster, source: str, destination: str) -> list[bool]:
+    """Whether each address of a pod answers an echo request of another pod."""
+    found = []
+    for address in lab.addresses(destination):
+        try:
+            lab.pod_sh(source, f"ping -c1 -W0.5 {address}")
+            found.append(True)
+        except LabError:
+            found.append(False)
+    return found
+
+
+def arrives(lab: LabCluster, source: str, destination: str) -> list[bool]:
+    """Whether a packet of a protocol without ports comes to each address of a pod."""
+    found = []
+    sender, receiver = Inside(lab.sandbox(source).descriptor), Inside(lab.sandbox(destination).descriptor)
+    for address in lab.addresses(destination):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with (
+            sender.socket(family, socket.SOCK_RAW, PROTOCOL) as voice,
+            receiver.socket(family, socket.SOCK_RAW, PROTOCOL) as ear,
+        ):
+            token = os.urandom(8)
+            voice.sendto(token, (address, 0))
+            try:
+                found.append(ear.recv(512).endswith(token))
+            except TimeoutError:
+                found.append(False)
+    return found
+
+
+def test_ping_and_other_protocols_match_only_rules_without_ports(lab: LabCluster) -> None:
+    through, stopped = [True, True], [False, False]
+    assert pings(lab, "client", "server") == arrives(lab, "client", "server") == through
+    policy(lab, "deny", policyTypes=["Ingress"])
+    closed(lab, "client", "server")
+    assert pings(lab, "client", "server") == arrives(lab, "client", "server") == stopped
+    policy(lab, "ports", ingress=[{"ports": FULL_RANGE}])
+    opened(lab, "client", "server")
+    assert pings(lab, "client", "server") == arrives(lab, "client", "server") == stopped
+    policy(lab, "all", ingress=[{}])
+    lab.wait(lambda: pings(lab, "client", "server") == through, "a rule without ports lets it in", 10)
+    assert arrives(lab, "client", "server") == through
+
+
+def test_a_closed_pod_discovers_its_gateway(lab: LabCluster) -> None:
+    """Neighbour discovery is no connection: a pod asks its node even if it may not talk to it."""
+    peers = [{"podSelector": {"matchLabels": {"name": "remote"}}}]
+    policy(lab, "out", policyTypes=["Ingress", "Egress"], egress=[{"to": peers}])
+    closed(lab, "server", "client")
+    gateway = lab.pod_sh("server", "ip -6 route show default").split()[2]
+    known = lab.pod_sh("server", f"ip -6 neigh show {gateway}").split()
+    mac = known[known.index("lladdr") + 1]
+    lab.pod_sh("server", f"ip -6 neigh del {gateway} dev eth0")
+    try:
+        opened(lab, "server", "remote")
+        assert mac in lab.pod_sh("server", f"ip -6 neigh show {gateway}"), "it was discovered"
+    finally:
+        lab.pod_sh("server", f"ip -6 neigh replace {gateway} lladdr {mac} dev eth0 nud permanent")
+
+
+def test_a_pod_reaches_itself_by_its_own_address(lab: LabCluster) -> None:
+    policy(lab, "shut", policyTypes=["Ingress", "Egress"])
+    closed(lab, "client", "server")
+    assert talks(lab, "server", "server")
+    assert talks(lab, "server", "server", "tcp")
+
+
+def test_a_pod_that_has_ended_is_no_subject(lab: LabCluster) -> None:
+    """Its sandbox is still there, so that one sees it."""
+    resource = lab.cluster.storage.catalogue.named("pods")
+
+    def phase(value: str) -> None:
+        def change(item: dict[str, Any]) -> dict[str, Any]:
+            return {**item, "status": {**item["status"], "phase": value}}
+
+        update = partial(lab.cluster.storage.update, resource, NAMESPACE, "server", change)
+        lab.call(lambda: update(subresource="status"))
+
+    policy(lab, "deny", policyTypes=["Ingress"])
+    closed(lab, "client", "server")
+    try:
+        phase("Succeeded")
+        opened(lab, "client", "server")
+        phase("Running")
+        closed(lab, "client", "server")
+        phase("Failed")
+        opened(lab, "client", "server")
+    finally:
+        phase("Running")
+
+
+def test_changes_that_come_while_others_are_applied_are_not_lost(lab: LabCluster) -> None:
+    """Neither the last of many nor one that takes back what was not applied yet."""
+    for number in range(50):
+        policy(lab, "flip", policyTypes=["Ingress"], ingress=[{}] if number % 2 else [])
+    opened(lab, "client", "server")
+    for number in range(51):
+        policy(lab, "flip", policyTypes=["Ingress"], ingress=[{}] if number % 2 else [])
+    closed(lab, "client", "server")
 
 
 def test_a_relabelled_peer_is_let_in_and_shut_out_at_once(lab: LabCluster) -> None:
@@ -292,41 +393,6 @@ def test_two_hundred_pods_are_closed_from_their_first_packet_on(lab: LabCluster)
         births(lab, [f"newborn-{batch}-{number}" for number in range(20)])
 
 
-def test_a_named_port_is_what_the_pod_calls_so(lab: LabCluster) -> None:
-    item = pod("named", "node-1")
-    item["spec"]["containers"] = [
-        {"name": "c", "ports": [{"name": "echo", "containerPort": 8080, "protocol": "TCP"}]}
-    ]
-    lab.call(lambda: lab.cluster.apply(item))
-    lab.run(lab.cluster.wait_ready(30))
-    selected = {"matchLabels": {"name": "named"}}
-    policy(lab, "named", podSelector=selected, ingress=[{"ports": [{"port": "echo", "protocol": "TCP"}]}])
-    lab.wait(lambda: silent(lab, "client", "named"), "UDP is closed", 10)
-    assert talks(lab, "client", "named", "tcp")
-    policy(lab, "named", podSelector=selected, ingress=[{"ports": [{"port": "other"}]}])
-    lab.wait(lambda: silent(lab, "client", "named", "tcp"), "nothing is called so", 10)
-    lab.delete_pods("named")
-
-
-def test_namespaces_are_known_by_their_labels(lab: LabCluster) -> None:
-    def label(value: str) -> None:
-        item = {
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {"name": NAMESPACE, "labels": {"team": value}},
-        }
-        lab.call(lambda: lab.cluster.apply(item))
-
-    label("a")
-    policy(lab, "team", ingress=[{"from": [{"namespaceSelector": {"matchLabels": {"team": "b"}}}]}])
-    closed(lab, "client", "server")
-    label("b")
-    opened(lab, "client", "server")
-    opened(lab, "remote", "server")
-    label("a")
-    closed(lab, "remote", "server")
-
-
 @pytest.fixture
 def service(lab: LabCluster) -> Iterator[list[str]]:
     """The cluster IPs of a Service in front of the server."""
@@ -349,14 +415,6 @@ def calls(lab: LabCluster, source: str, addresses: list[str], kind: str = "tcp")
     return [lab.run(ask(net, ip_address(each), kind, port=80, patience=0.7)).name for each in addresses]
 
 
-def test_a_policy_sees_what_is_behind_a_service(lab: LabCluster, service: list[str]) -> None:
-    peers = [{"podSelector": {"matchLabels": {"name": "remote"}}}]
-    policy(lab, "peers", ingress=[{"from": peers, "ports": [{"port": 8080}]}])
-    closed_to = lambda: calls(lab, "client", service) == ["", ""]  # noqa: E731
-    lab.wait(closed_to, "the client can't reach it by the Service either", 10)
-    lab.wait(lambda: calls(lab, "remote", service) == ["server"] * 2, "the peer can", 10)
-
-
 def test_a_pod_reaches_itself_by_its_own_service_whatever_policies_say(
     lab: LabCluster, service: list[str]
 ) -> None:
@@ -365,14 +423,3 @@ def test_a_pod_reaches_itself_by_its_own_service_whatever_policies_say(
     closed(lab, "server", "client")
     assert calls(lab, "server", service) == ["server"] * 2
     assert calls(lab, "client", service) == ["", ""]
-
-
-def test_the_last_policy_of_several_opens(lab: LabCluster) -> None:
-    for name in ("one", "two"):
-        policy(lab, name, policyTypes=["Ingress"])
-    closed(lab, "client", "server")
-    resource = lab.cluster.storage.catalogue.named("networkpolicies")
-    lab.call(lambda: lab.cluster.storage.delete(resource, NAMESPACE, "one"))
-    assert silent(lab, "client", "server")
-    lab.call(lambda: lab.cluster.storage.delete(resource, NAMESPACE, "two"))
-    opened(lab, "client", "server")
