@@ -37,9 +37,6 @@ def monitor(invocation: Invocation) -> None:
                 click.echo(printable(_words(each)))
     except KeyboardInterrupt:
         pass
-    except BrokenPipeError:
-        # Who reads us has enough.
-        sys.stderr.close()
     sys.exit(Exit.OK)
 
 

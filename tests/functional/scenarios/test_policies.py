@@ -10,9 +10,11 @@ tests/scenarios/meanings.py says which sentence is shown where.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from functools import partial
@@ -23,7 +25,7 @@ import pytest
 
 from lab.echo import ask, client_socket
 from lab.errors import LabError
-from tests.functional.lab_cluster import NAMESPACE, LabCluster
+from tests.functional.lab_cluster import NAMESPACE, WEFTCTL, LabCluster
 from tests.functional.nft.spaces import Inside
 
 if TYPE_CHECKING:
@@ -423,3 +425,49 @@ def test_a_pod_reaches_itself_by_its_own_service_whatever_policies_say(
     closed(lab, "server", "client")
     assert calls(lab, "server", service) == ["server"] * 2
     assert calls(lab, "client", service) == ["", ""]
+
+
+def test_a_denied_packet_is_told_explained_and_counted(lab: LabCluster) -> None:
+    policy(lab, "deny", ingress=[{"from": [{"podSelector": {"matchLabels": {"name": "remote"}}}]}])
+    closed(lab, "client", "server")
+    opened(lab, "remote", "server")
+    path = f"/proc/{lab.node('node-1').daemon.pid}/root/run/weft/admin.sock"
+    command = [WEFTCTL, "--socket", path]
+    with subprocess.Popen([*command, "monitor", "-o", "json"], stdout=subprocess.PIPE, text=True) as watching:
+        lines: list[str] = []
+        thread = threading.Thread(target=lambda: lines.extend(watching.stdout or ()))
+        thread.start()
+
+        def told() -> bool:
+            silent(lab, "client", "server")
+            return bool(lines)
+
+        lab.wait(told, "the denial is told", 10)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(5) == 0, "Ctrl-C ends it"
+        thread.join()
+    found = json.loads(lines[0])
+    assert (found["direction"], found["pod"], found["peer"]) == (
+        "ingress",
+        f"{NAMESPACE}/server",
+        f"{NAMESPACE}/client",
+    )
+    assert (found["protocol"], found["policies"]) == ("UDP", [f"{NAMESPACE}/deny"])
+
+    for source, allowed in (("client", False), ("remote", True)):
+        ends = [*(f"{NAMESPACE}/{name}" for name in (source, "server")), "80"]
+        done = subprocess.run(
+            [*command, "policy", "explain", *ends, "-o", "json"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == (0 if allowed else 1), done.stderr
+        verdicts = json.loads(done.stdout)["verdicts"]
+        assert len(verdicts) == 2
+        for each in verdicts:
+            assert each["allowed"] is allowed
+            assert each["ends"][1]["kernel"] == "agrees"
+
+    listed = json.loads(
+        subprocess.run([*command, "policy", "list", "-o", "json"], capture_output=True, check=True).stdout
+    )
+    assert listed["policies"][0]["packets"] > 0
+    assert listed["pods"][0]["deniedPackets"] > 0
