@@ -11,13 +11,12 @@ import errno
 from typing import TYPE_CHECKING, NamedTuple
 
 from datapath.errors import NetlinkError
-from datapath.netlink.ctnetlink import decode_flow, flow_addresses, get_flows, mark_flow
+from datapath.netlink.ctnetlink import flow_addresses, flow_call, get_flows, mark_flow
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from datapath.desired import Address
-    from datapath.netlink.ctnetlink import Flow
     from datapath.netlink.transport import Message, Socket
 
 MOST_AT_ONCE = 10_000
@@ -45,11 +44,6 @@ class Found(NamedTuple):
     unmarked: bool
 
 
-def ends_of(flow: Flow) -> Ends:
-    """Return the ends of a flow: who called, and who answers."""
-    return Ends(flow.source, flow.answerer, flow.protocol, flow.answerer_port)
-
-
 def read(netfilter: Socket, addresses: Collection[Address] | None, bit: int) -> dict[Ends, Found]:
     """Return the ends of tracked flows.
 
@@ -62,10 +56,9 @@ def read(netfilter: Socket, addresses: Collection[Address] | None, bit: int) -> 
         DatapathError: the kernel can't list flows.
     """
     found: dict[Ends, Found] = {}
-    for _, flow in _concerned(netfilter, addresses, bit):
-        ends = ends_of(flow)
+    for _, ends, mark in _concerned(netfilter, addresses, bit):
         before = found.get(ends, _NEITHER)
-        if flow.mark & bit:
+        if mark & bit:
             if not before.marked:
                 found[ends] = Found(True, before.unmarked)
         elif not before.unmarked:
@@ -94,9 +87,9 @@ def write(
     """
     set_, cleared = 0, 0
     requests: list[Message] = []
-    for payload, flow in _concerned(listing, addresses, bit):
-        value = wanted.get(ends_of(flow))
-        if value is None or value is bool(flow.mark & bit):
+    for payload, ends, mark in _concerned(listing, addresses, bit):
+        value = wanted.get(ends)
+        if value is None or value is bool(mark & bit):
             continue
         requests.append(mark_flow(payload, bit if value else 0, bit))
         set_, cleared = set_ + value, cleared + (not value)
@@ -109,17 +102,17 @@ def write(
 
 def _concerned(
     netfilter: Socket, addresses: Collection[Address] | None, bit: int
-) -> Iterator[tuple[bytes, Flow]]:
+) -> Iterator[tuple[bytes, Ends, int]]:
+    """Yield the message, the ends and the mark of each flow that is meant."""
     selection = get_flows(mark=(bit, bit)) if addresses is None else get_flows()
     for payload in netfilter.stream(selection, "tracked flows could not be listed"):
-        if addresses is not None:
-            source, _, answerer, _ = flow_addresses(payload)
-            if source not in addresses and answerer not in addresses:
-                continue
-        flow = decode_flow(payload)
+        source, _, answerer, _ = flow_addresses(payload)
+        if addresses is not None and source not in addresses and answerer not in addresses:
+            continue
+        protocol, port, status, mark = flow_call(payload)
         # A kernel that does not know the selection lists all flows.
-        if not flow.status & EXPECTED and (addresses is not None or flow.mark & bit):
-            yield payload, flow
+        if not status & EXPECTED and (addresses is not None or mark & bit):
+            yield payload, Ends(source, answerer, protocol, port), mark
 
 
 def _send(netfilter: Socket, requests: list[Message]) -> None:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 BIT = 0x100
 CLIENT, VIP, BACKEND = V4[1]
 ENDS = Ends(CLIENT, BACKEND, UDP, 5353)
-PLAIN, MARKED = listed(*V4), listed(*V4, more=be32(8, 0x4000 | BIT))
-EXPECTED = listed(*V4, more=be32(3, 0x18F))
+PLAIN = listed(*V4)
+MARKED = PLAIN.replace(be32(8, 0x4000), be32(8, 0x4000 | BIT))
+EXPECTED = PLAIN.replace(be32(3, 0x18E), be32(3, 0x18F))
 
 
 class Kernel:

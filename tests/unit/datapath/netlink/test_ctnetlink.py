@@ -18,6 +18,7 @@ from datapath.netlink.ctnetlink import (
     del_flow,
     ends,
     flow_addresses,
+    flow_call,
     get_flows,
 )
 from datapath.netlink.nfnetlink import HEADER_BYTES, header
@@ -190,3 +191,24 @@ def test_addresses_are_read_whatever_the_protocol(family: int, addresses: list[b
     assert flow_addresses(turned) == expected
     with pytest.raises(NetlinkFormatError):
         flow_addresses(header(family) + be32(7, 119))
+
+
+@pytest.mark.parametrize(("family", "addresses"), [V4, V6], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("protocol", [UDP, TCP, ICMP])
+def test_what_was_called_is_read_without_the_rest(family: int, addresses: list[bytes], protocol: int) -> None:
+    payload = listed(family, addresses, protocol)
+    flow = decode_flow(payload)
+    expected = (flow.protocol, flow.answerer_port, flow.status, flow.mark)
+    assert expected == (protocol, 5353, 0x18E, 0x4000)
+    assert flow_call(payload) == expected
+    # Without a mark, and in another order.
+    client, frontend, backend = addresses
+    turned = b"".join(
+        (
+            header(family),
+            be32(3, 0x18E),
+            direction(2, protocol, (backend, 5353), (client, 40000)),
+            direction(1, protocol, (client, 40000), (frontend, 53)),
+        )
+    )
+    assert flow_call(turned) == (protocol, 5353, 0x18E, 0)
