@@ -1,7 +1,8 @@
 """ADD and DEL inside the daemon, from the handler's entry to its reply, against the kernel's floor.
 
 The daemon's own CNI service, IPAM and writer with the node's tables run in this process, in a network
-namespace of their own; no gRPC and no runtime. Target: an ADD within 2.5 times the floor.
+namespace of their own; no gRPC and no runtime. Target: an ADD within 2.5 times the floor. Beside it, an ADD
+of a pod that is born closed in both directions, on a node where policies isolate another pod already.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from daemon.metrics import Metrics
 from datapath.desired import Fragment
 from datapath.netlink.links import del_link
 from datapath.netlink.transport import Socket
+from datapath.nft.policy import closed_fragment
 from datapath.nft.tables import TableOptions, node_tables
+from datapath.policy import Direction
 from datapath.text import parse_address
 from datapath.writer import Writer
 from ipam.allocator import Allocator
@@ -39,11 +42,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from bench.tables import Table
-    from datapath.desired import Address
+    from datapath.desired import Address, FragmentKey
 
 ROUNDS, BURSTS = 40, 7
 SETTLE_SECONDS = 0.15
 """After each measurement: the reaper gathers and destroys meanwhile, and must not do so during the next."""
+CLOSED = "ADD, closed by policies"
 _MEMORY = "/dev/shm"
 """A file system in memory, as /run is."""
 _CONFIG = b'{"cniVersion":"1.0.0","name":"weft","type":"weft"}'
@@ -67,7 +71,7 @@ def run() -> Iterator[Table]:
     logs.configure("error", "json")
     with node_and_pods() as (node, spaces):
         alone, together = uvloop.run(_measure(node, spaces))
-    adds = {name: alone[name] for name in ("floor", "ADD")}
+    adds = {name: alone[name] for name in ("floor", "ADD", CLOSED)}
     yield comparison("One ADD, handler entry to reply", adds, "floor", remark="target: 2.5 times the floor")
     yield comparison("One DEL, handler entry to reply", {"DEL": alone["DEL"]}, "DEL")
     name = f"ip -batch, {WORKERS} at once"
@@ -76,10 +80,11 @@ def run() -> Iterator[Table]:
 
 async def _measure(node: int, spaces: list[str]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     requests = [request(space, number) for number, space in enumerate(spaces, 1)]
-    alone: dict[str, list[float]] = {"floor": [], "ADD": [], "DEL": []}
+    alone: dict[str, list[float]] = {"floor": [], "ADD": [], CLOSED: [], "DEL": []}
     together: dict[str, list[float]] = {"ADD": [], "DEL": [], f"ip -batch, {WORKERS} at once": []}
     floor = Floor()
-    async with _service(node) as service:
+    closed: list[Direction] = []
+    async with _service(node, closed) as service:
 
         async def execute(command: str, numbers: range) -> float:
             calls = [_call(command, spaces[number], number) for number in numbers]
@@ -94,6 +99,10 @@ async def _measure(node: int, spaces: list[str]) -> tuple[dict[str, list[float]]
                 only = range(number % PODS, number % PODS + 1)
                 alone["ADD"].append(await execute("ADD", only))
                 alone["DEL"].append(await execute("DEL", only))
+                closed += Direction
+                alone[CLOSED].append(await execute("ADD", only))
+                closed.clear()
+                await execute("DEL", only)
                 started = time.perf_counter()
                 floor.attach(requests[only.start])
                 alone["floor"].append(time.perf_counter() - started)
@@ -119,7 +128,8 @@ async def _timed(service: CniService, call: ExecuteRequest) -> tuple[float, floa
 
 
 @asynccontextmanager
-async def _service(node: int) -> AsyncIterator[CniService]:
+async def _service(node: int, closed: list[Direction]) -> AsyncIterator[CniService]:
+    """Serve a node; pods are born closed in the directions that are in the list by then."""
     writer = Writer(namespace=node)
     with tempfile.TemporaryDirectory(dir=_MEMORY) as directory:
         leases = Store(f"{directory}/state.db")
@@ -130,6 +140,7 @@ async def _service(node: int) -> AsyncIterator[CniService]:
             local=_Local,
             config=Config(),
             metrics=Metrics(),
+            birth=lambda *_: tuple(closed),
         )
         async with asyncio.TaskGroup() as group:
             running = group.create_task(writer.run())
@@ -137,7 +148,9 @@ async def _service(node: int) -> AsyncIterator[CniService]:
                 await asyncio.sleep(0)
                 await writer.adopt({})
                 tables = Fragment(tables=node_tables(TableOptions()))
-                await writer.apply({("local",): tables}, complete=True, sources=NODE)
+                isolated = closed_fragment("weft-isolated", Direction)
+                fragments: dict[FragmentKey, Fragment] = {("local",): tables, ("isolated",): isolated}
+                await writer.apply(fragments, complete=True, sources=NODE)
                 yield service
             finally:
                 running.cancel()
