@@ -9,6 +9,7 @@ in one transaction whatever its size.
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -106,10 +107,26 @@ def restructure(old: Table | None, new: Table | None) -> list[Transaction] | Non
     constants = {each.name: dict(each.constant) for each in new.sets}
     if old is None:
         return _pack(_repair(new, constants, None))
+    old, new = _differing(old, new)
     before, after = encode.encode_table(old), encode.encode_table(new)
     if before.user_data != after.user_data or not _declared_alike(before, after):
         return None
     return _pack(_restructured(old, new, before, after))
+
+
+def _differing(old: Table, new: Table) -> tuple[Table, Table]:
+    """Return both tables without what is the very same object in both: of thousands of chains few change."""
+    sets = {*map(id, old.sets)} & {*map(id, new.sets)}
+    chains = {*map(id, old.chains)} & {*map(id, new.chains)}
+
+    def reduced(table: Table) -> Table:
+        return replace(
+            table,
+            sets=tuple([each for each in table.sets if id(each) not in sets]),
+            chains=tuple([each for each in table.chains if id(each) not in chains]),
+        )
+
+    return reduced(old), reduced(new)
 
 
 def _declared_alike(before: encode.EncodedTable, after: encode.EncodedTable) -> bool:
