@@ -50,36 +50,52 @@ class MissingFeature:
 def missing_features(options: TableOptions) -> tuple[MissingFeature, ...]:
     """Try everything; returns what failed. Takes some tens of milliseconds, so it belongs on a thread."""
     found: list[MissingFeature] = []
-    thread = threading.Thread(target=_try_all, args=(options, found), name="kernel-probe")
-    thread.start()
-    thread.join()
+    if error := _apart(lambda: _try_all(options, found)):
+        return (
+            MissingFeature(
+                "network namespaces", "pods (or CAP_SYS_ADMIN is missing)", "CONFIG_NET_NS", error
+            ),
+        )
     return tuple(found)
 
 
 def log_refusal(log: DenialLog) -> str:
     """Return why denied packets can't be logged, "" where they can.
 
-    Where they can't, the kernel would refuse all policies because of these rules. Tried here and now, in a
-    table that is gone when the kernel has answered.
+    Where they can't, the kernel would refuse all policies because of these rules. Belongs on a thread too.
     """
     rules = (rule(Limit(log.rate, 2 * log.rate), Log(log.group, "weft-probe", LOGGED_BYTES)),)
-    try:
-        with Nft() as nft:
-            for family in FAMILIES:
-                table = Table(family, TABLE, 1, (), (Chain("log", rules),))
-                nft.commit(trial(table, {}).messages, "rules that log packets are refused")
-    except DatapathError as error:
-        return str(error)
-    return ""
+    found: list[str] = []
+
+    def attempt() -> None:
+        try:
+            with Nft() as nft:
+                for family in FAMILIES:
+                    table = Table(family, TABLE, 1, (), (Chain("log", rules),))
+                    nft.commit(trial(table, {}).messages, "rules that log packets are refused")
+        except (DatapathError, OSError) as error:
+            found.append(str(error))
+
+    return _apart(attempt) or "".join(found)
+
+
+def _apart(work: Callable[[], None]) -> str:
+    """Do it in a network namespace of its own; returns why there can't be one."""
+    found: list[str] = []
+
+    def enter() -> None:
+        if _libc.unshare(_CLONE_NEWNET) != 0:
+            found.append(os.strerror(ctypes.get_errno()))
+            return
+        work()
+
+    thread = threading.Thread(target=enter, name="kernel-probe")
+    thread.start()
+    thread.join()
+    return "".join(found)
 
 
 def _try_all(options: TableOptions, found: list[MissingFeature]) -> None:
-    if _libc.unshare(_CLONE_NEWNET) != 0:
-        error = os.strerror(ctypes.get_errno())
-        found.append(
-            MissingFeature("network namespaces", "pods (or CAP_SYS_ADMIN is missing)", "CONFIG_NET_NS", error)
-        )
-        return
     trials: tuple[tuple[str, str, str, Callable[[], None]], ...] = (
         ("veth links", "the interfaces of pods", "CONFIG_VETH", _veth),
         ("VXLAN links", "pods on other nodes", "CONFIG_VXLAN", _vxlan),
