@@ -31,6 +31,7 @@ class Kernel:
         self.failures: list[DatapathError] = []
         self.go = threading.Event()
         self.go.set()
+        self.begun = threading.Event()
         self.closed = 0
 
     def open(self, protocol: int, *, namespace: int | None = None) -> Kernel:  # noqa: ARG002
@@ -46,6 +47,7 @@ class Kernel:
         pools: Iterable[Range] = (),
         held: Collection[bytes] = (),
     ) -> int:
+        self.begun.set()
         self.go.wait(5)
         if self.failures:
             raise self.failures.pop(0)
@@ -111,7 +113,7 @@ async def test_who_takes_an_address_that_is_being_cleaned_waits_for_that(kernel:
     kernel.go.clear()
     async with running(made):
         made.give_back((ONE,))
-        await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(kernel.begun.wait, 5)
         taking = asyncio.ensure_future(asyncio.to_thread(made.require_clean, (ONE,)))
         made.give_back((TWO,))
         await asyncio.sleep(0.05)
