@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(300)]
 
 PLUGINS = Path("/usr/lib/cni")
 """Where Debian's containernetworking-plugins are."""
+DELETIONS = "/run/weft/deletions/"
 OTHERS = ("bridge", "host-local", "loopback")
 
 
@@ -91,7 +92,10 @@ def test_nodes_are_left_as_they_were_found(
         done, log = run_job(cluster, pod.node)
         assert not done
         assert f"default/{pod.name}" in log
-        assert not belongings(cluster.nodes[pod.node]).differences(held[pod.node])
+        changed = belongings(cluster.nodes[pod.node]).differences(held[pod.node])
+        # The runtime may still take down pods of earlier tests, and the shim puts that down.
+        late = [each for each in changed.get("added files", []) if each.startswith(DELETIONS)]
+        assert not changed or changed == {"added files": late}
     assert seen_from_pod(cluster, pods[0], url(pods[1].v4)) == pods[0].v4
 
     cluster.delete_pods()
