@@ -19,6 +19,7 @@ import structlog
 
 from daemon.compile.policy_flows import Effect, isolated, judge
 from datapath import marking
+from datapath.backoff import Backoff
 from datapath.conntrack import local_addresses
 from datapath.errors import DatapathError
 from datapath.netlink.transport import NETLINK_NETFILTER, Socket
@@ -106,7 +107,7 @@ class Cutting:
 
     async def run(self) -> None:
         """Judge whenever there is a reason."""
-        pause = RETRY_SECONDS
+        retries = Backoff(self._report, RETRY_SECONDS, RETRY_LIMIT_SECONDS)
         try:
             while True:
                 await self._wake.wait()
@@ -117,14 +118,10 @@ class Cutting:
                     await self._round(effect)
                 except DatapathError as error:
                     self._close()
-                    self._report(str(error))
                     self.look(effect)
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, RETRY_LIMIT_SECONDS)
+                    await asyncio.sleep(retries.failed(error))
                     continue
-                if pause != RETRY_SECONDS:
-                    pause = RETRY_SECONDS
-                    self._report("")
+                retries.succeeded()
                 await asyncio.sleep(min(SHARE * (time.monotonic() - began), REST_LIMIT_SECONDS))
         finally:
             self._close()

@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from datapath.backoff import Backoff
 from datapath.errors import DatapathError, NetlinkError
 from datapath.netlink.addresses import decode_address, get_addresses
 from datapath.netlink.ctnetlink import IPPROTO_UDP, decode_flow, del_flow, ends, get_flows
@@ -91,15 +92,29 @@ def delete_stale(netfilter: Socket, stale: StaleFlows, local: Collection[Address
     return deleted
 
 
-def delete_where(netfilter: Socket, selection: Message, unwanted: Callable[[Flow], bool]) -> int:
+def delete_listed(netfilter: Socket, selection: Message, unwanted: Callable[[bytes], bool]) -> int:
     """Delete the flows of a selection (`get_flows`) that a predicate does not want; returns how many were.
 
-    The predicate judges each flow of the selection, also those that an old kernel did not leave out.
+    The predicate is given the message of each flow of the selection, also of those that an old kernel did
+    not leave out: decoding all of them is what takes the time.
 
     Raises:
         DatapathError: as for `delete_stale`.
     """
-    return delete_listed(netfilter, selection, lambda payload: unwanted(decode_flow(payload)))
+    deleted = 0
+    while True:
+        requests: list[Message] = []
+        for payload in netfilter.stream(selection, "tracked flows could not be listed"):
+            if len(requests) < MOST_AT_ONCE and unwanted(payload):
+                requests.append(del_flow(payload))
+        refused = netfilter.batch_collect(requests, "a tracked flow could not be deleted")
+        for error in refused:
+            # Gone by itself meanwhile, or another one is in its place.
+            if error.code != errno.ENOENT:
+                raise NetlinkError(error.code, str(error), index=error.index) from error
+        deleted += len(requests) - len(refused)
+        if len(requests) < MOST_AT_ONCE:
+            return deleted
 
 
 def local_addresses(route: Socket) -> frozenset[Address]:
@@ -147,7 +162,7 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweep whatever is offered."""
-        pause = RETRY_SECONDS
+        retries = Backoff(self._report, RETRY_SECONDS, RETRY_LIMIT_SECONDS)
         try:
             while True:
                 await self._wake.wait()
@@ -157,15 +172,11 @@ class Sweeper:
                 try:
                     count = await asyncio.to_thread(self._sweep, stale)
                 except DatapathError as error:
-                    self._report(str(error))
                     self._waiting = stale.then(self._waiting)
                     self._wake.set()
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, RETRY_LIMIT_SECONDS)
+                    await asyncio.sleep(retries.failed(error))
                     continue
-                if pause != RETRY_SECONDS:
-                    pause = RETRY_SECONDS
-                    self._report("")
+                retries.succeeded()
                 self._deleted(count)
                 await asyncio.sleep(SHARE * (time.monotonic() - began))
         finally:
@@ -241,28 +252,6 @@ def _selections(family: Family, wanted: Iterable[Destination]) -> Collection[Mes
         get_flows(family, protocol=IPPROTO_UDP, destination=each.address, port=each.port) for each in wanted
     }
     return single if len(single) <= ONE_BY_ONE else (get_flows(family, protocol=IPPROTO_UDP),)
-
-
-def delete_listed(netfilter: Socket, selection: Message, unwanted: Callable[[bytes], bool]) -> int:
-    """Delete the flows of a selection whose message a predicate does not want; as `delete_where`, but faster.
-
-    Raises:
-        DatapathError: as for `delete_stale`.
-    """
-    deleted = 0
-    while True:
-        requests: list[Message] = []
-        for payload in netfilter.stream(selection, "tracked flows could not be listed"):
-            if len(requests) < MOST_AT_ONCE and unwanted(payload):
-                requests.append(del_flow(payload))
-        refused = netfilter.batch_collect(requests, "a tracked flow could not be deleted")
-        for error in refused:
-            # Gone by itself meanwhile, or another one is in its place.
-            if error.code != errno.ENOENT:
-                raise NetlinkError(error.code, str(error), index=error.index) from error
-        deleted += len(requests) - len(refused)
-        if len(requests) < MOST_AT_ONCE:
-            return deleted
 
 
 def _port(number: int) -> bytes:

@@ -18,8 +18,8 @@ from datapath.conntrack import (
     Destination,
     StaleFlows,
     Sweeper,
+    delete_listed,
     delete_stale,
-    delete_where,
     local_addresses,
 )
 from datapath.errors import NetlinkError
@@ -230,7 +230,10 @@ def test_the_kernel_selects_as_asked(netfilter: Socket) -> None:
     assert ports(family=Family.IPV4, protocol=UDP, destination=vip, port=54) == []
     assert ports(family=Family.IPV6, protocol=UDP, destination=vip6, port=53) == [3]
     assert ports(mark=(0x10, 0x10)) == [1]
-    assert delete_where(netfilter, get_flows(mark=(0x10, 0x10)), lambda flow: flow.mark == 0x30) == 1
+    assert (
+        delete_listed(netfilter, get_flows(mark=(0x10, 0x10)), lambda each: decode_flow(each).mark == 0x30)
+        == 1
+    )
     assert ports() == [2, 3]
 
 

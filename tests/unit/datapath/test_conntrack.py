@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from datapath import conntrack
-from datapath.conntrack import Destination, StaleFlows, Sweeper, delete_stale, delete_where
+from datapath.conntrack import Destination, StaleFlows, Sweeper, delete_listed, delete_stale
 from datapath.errors import DatapathError, NetlinkError
 from datapath.netlink.attributes import attribute, nest
-from datapath.netlink.ctnetlink import CT_DELETE, get_flows
+from datapath.netlink.ctnetlink import CT_DELETE, decode_flow, get_flows
 from datapath.netlink.nfnetlink import header
 from datapath.nft.rules import Family
 from tests.unit.datapath.netlink.test_ctnetlink import TCP, V4, V6, direction, listed
@@ -129,8 +129,8 @@ def test_a_flow_that_went_by_itself_is_no_failure_and_another_refusal_is() -> No
 def test_flows_can_be_chosen_by_any_property() -> None:
     kernel = Kernel(listed(*V4, TCP))
     wanted = get_flows(Family.IPV4, mark=(0x4000, 0x4000))
-    assert delete_where(cast("Socket", kernel), wanted, lambda flow: flow.mark != 0x4000) == 0
-    assert delete_where(cast("Socket", kernel), wanted, lambda flow: flow.protocol == TCP) == 1
+    assert delete_listed(cast("Socket", kernel), wanted, lambda each: decode_flow(each).mark != 0x4000) == 0
+    assert delete_listed(cast("Socket", kernel), wanted, lambda each: decode_flow(each).protocol == TCP) == 1
     assert kernel.selections == [wanted, wanted]
 
 
