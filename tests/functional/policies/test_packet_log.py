@@ -94,9 +94,14 @@ def test_a_group_has_one_owner(node: Site, heard: Heard) -> None:
 
 def test_a_group_is_free_after_the_end(node: Site) -> None:
     for _ in range(2):
-        log = PacketLog(LOG.group, lambda _: None, namespace=node.router.descriptor)
+        made = Heard()
+        log = PacketLog(LOG.group, made.packets.put, namespace=node.router.descriptor)
         log.start()
+        node.send(1, port=54)
+        assert [each.destination_port for each in made.all()] == [54]
         log.stop()
+    node.send(1, port=54)
+    assert made.all() == []
 
 
 def test_trying_touches_nothing(node: Site) -> None:
