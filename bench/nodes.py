@@ -8,13 +8,13 @@ batches, nothing compared, nothing remembered. Each round has namespaces of its 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import subprocess
 import time
 from struct import Struct
 from typing import TYPE_CHECKING
 
+from bench.spaces import node_space
 from bench.tables import comparison, in_turn
 from daemon.cluster.model import Node, Prefix
 from daemon.collection import settle, slow_down
@@ -24,7 +24,7 @@ from daemon.config import Config
 from daemon.reconcile import SLICE
 from datapath.netlink.links import decode_link, get_link
 from datapath.netlink.transport import Message, Socket
-from datapath.netns import entered, open_namespace
+from datapath.netns import entered
 from datapath.nft.connection import Nft
 from datapath.nft.encode import add_elements
 from datapath.nft.plan import plan
@@ -34,6 +34,7 @@ from datapath.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from bench.tables import Table
     from datapath.desired import Fragment, FragmentKey
@@ -197,25 +198,6 @@ def _floor(namespace: int, cluster: dict[str, Node]) -> float:
         return time.perf_counter() - began
 
 
-@contextlib.contextmanager
-def _node() -> Iterator[int]:
+def _node() -> AbstractContextManager[int]:
     """A namespace with an underlay link; yields its descriptor."""
-    name = f"weft-b-nodes-{os.getpid()}"
-    commands = (
-        f"ip netns add {name}",
-        f"ip -n {name} link set lo up",
-        f"ip -n {name} link add eth0 type veth peer name far",
-        f"ip -n {name} link set far up",
-        f"ip -n {name} addr add 172.16.0.0/12 dev eth0",
-        f"ip -n {name} link set eth0 up",
-    )
-    try:
-        for command in commands:
-            subprocess.run(command.split(), check=True)
-        descriptor = open_namespace(f"/run/netns/{name}")
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
+    return node_space(f"weft-b-nodes-{os.getpid()}", "172.16.0.0/12")

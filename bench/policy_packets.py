@@ -16,7 +16,7 @@ import socket
 import statistics
 import struct
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,13 @@ import uvloop
 
 from bench import policy_objects as objects
 from bench.policy_node import Cluster
-from bench.spaces import node_space
+from bench.spaces import bare_space, node_space
 from bench.spaces import run as command
 from bench.tables import Table, comparison, in_turn, median_interval
 from bench.wiring import request
 from daemon import logs
 from daemon.cluster.decode_policies import network_policy
-from datapath.netns import entered, open_namespace
+from datapath.netns import entered
 from datapath.text import parse_address
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class _Pods:
         name = f"weft-bench-{count}{'c' * crowded}-{os.getpid()}"
         spaces = [f"{name}-{suffix}" for suffix in ("node", "client", "server")]
         self._node = stack.enter_context(node_space(spaces[0], f"{NODE_ADDRESS}/12"))
-        self._client, self._server = (stack.enter_context(_pod_space(each)) for each in spaces[1:])
+        self._client, self._server = (stack.enter_context(bare_space(each)) for each in spaces[1:])
         with entered(self._node):
             command("sysctl", "-qw", "net.ipv4.ip_forward=1")
         cluster = Cluster(self._node)
@@ -133,21 +133,6 @@ class _Pods:
             client.close()
             self._listener.accept()[0].close()
         return statistics.median(seconds)
-
-
-@contextmanager
-def _pod_space(name: str) -> Iterator[int]:
-    """Make a namespace without links; yields its descriptor."""
-    command("ip", "netns", "add", name)
-    try:
-        command("ip", "-n", name, "link", "set", "lo", "up")
-        descriptor = open_namespace(f"/run/netns/{name}")
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-    finally:
-        command("ip", "netns", "delete", name)
 
 
 def _pod(number: int) -> dict[str, Any]:

@@ -19,18 +19,11 @@ def run(*command: str) -> None:
 
 
 @contextmanager
-def node_space(name: str, address: str) -> Iterator[int]:
-    """Make a namespace with a link "eth0" that has an address (ADDRESS/LENGTH); yields its descriptor.
-
-    The other end, "far", is in the namespace too: what is sent is lost.
-    """
+def bare_space(name: str) -> Iterator[int]:
+    """Make a namespace without links but its loopback; yields its descriptor."""
     run("ip", "netns", "add", name)
     try:
         run("ip", "-n", name, "link", "set", "lo", "up")
-        run("ip", "-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", "far")
-        run("ip", "-n", name, "link", "set", "far", "up")
-        run("ip", "-n", name, "addr", "add", address, "dev", "eth0")
-        run("ip", "-n", name, "link", "set", "eth0", "up")
         descriptor = open_namespace(f"/run/netns/{name}")
         try:
             yield descriptor
@@ -38,6 +31,20 @@ def node_space(name: str, address: str) -> Iterator[int]:
             os.close(descriptor)
     finally:
         run("ip", "netns", "delete", name)
+
+
+@contextmanager
+def node_space(name: str, address: str) -> Iterator[int]:
+    """Make a namespace with a link "eth0" that has an address (ADDRESS/LENGTH); yields its descriptor.
+
+    The other end, "far", is in the namespace too: what is sent is lost.
+    """
+    with bare_space(name) as descriptor:
+        run("ip", "-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", "far")
+        run("ip", "-n", name, "link", "set", "far", "up")
+        run("ip", "-n", name, "addr", "add", address, "dev", "eth0")
+        run("ip", "-n", name, "link", "set", "eth0", "up")
+        yield descriptor
 
 
 def resident_mebibytes() -> float:
