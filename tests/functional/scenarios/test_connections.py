@@ -14,7 +14,8 @@ import pytest
 from datapath.netlink.ctnetlink import del_flow, get_flows
 from datapath.netlink.transport import NETLINK_NETFILTER, Socket
 from lab.echo import Bind, client_socket, sockets_in
-from tests.functional.lab_cluster import NAMESPACE, LabCluster
+from tests.functional.lab_cluster import LabCluster
+from tests.functional.policed_pods import delete_policies, named, pod, policy
 
 if TYPE_CHECKING:
     import socket
@@ -40,29 +41,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabCluster]:
 def tidy(lab: LabCluster) -> Iterator[None]:
     """Every scenario ends without policies, and with kernels as desired."""
     yield
-    resource = lab.cluster.storage.catalogue.named("networkpolicies")
-    for each in lab.call(lambda: lab.cluster.storage.list(resource)):
-        name = each["metadata"]["name"]
-        lab.call(lambda name=name: lab.cluster.storage.delete(resource, NAMESPACE, name))  # type: ignore[misc]
+    delete_policies(lab)
     lab.wait(lambda: "weft-policy" not in lab.sh("node-1", "nft list tables"), "tables gone", 5)
     lab.wait(lambda: not lab.differences(), "kernels as desired", 10)
 
 
-def pod(name: str, node: str) -> dict[str, Any]:
-    metadata = {"name": name, "labels": {"name": name}}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": node}}
-
-
-def policy(lab: LabCluster, **spec: Any) -> None:
-    """Apply the policy, which selects the server unless told otherwise."""
-    spec = {"podSelector": {"matchLabels": {"name": "server"}}, **spec}
-    kind = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"}
-    lab.call(lambda: lab.cluster.apply({**kind, "metadata": {"name": "policy"}, "spec": spec}))
-
-
 def allow(*names: str) -> dict[str, Any]:
     """Ingress from these pods."""
-    return {"ingress": [{"from": [{"podSelector": {"matchLabels": {"name": each}}} for each in names]}]}
+    return {"ingress": [{"from": [{"podSelector": named(each)} for each in names]}]}
 
 
 class Talk:
@@ -162,15 +148,15 @@ def cut_within(talks: list[Talk], act: Callable[[], None]) -> float:
 def test_a_stricter_policy_cuts_within_a_second_and_leaves_the_allowed_alone(
     lab: LabCluster, begin: Callable[..., list[Talk]]
 ) -> None:
-    policy(lab, **allow("friend", "stranger"))
+    policy(lab, "policy", **allow("friend", "stranger"))
     lab.wait(lambda: "weft-policy" in lab.sh("node-1", "nft list tables"), "in force", 5)
     strangers, friends = begin("stranger"), begin("friend")
-    assert cut_within(strangers, lambda: policy(lab, **allow("friend"))) < CUT_SECONDS
+    assert cut_within(strangers, lambda: policy(lab, "policy", **allow("friend"))) < CUT_SECONDS
     assert silent(strangers)
     for talk in friends:
         assert talk.asks(0.5)
         assert talk.answers(0.5)
-    policy(lab, **allow("friend", "stranger"))
+    policy(lab, "policy", **allow("friend", "stranger"))
     for talk in strangers:
         lab.wait(lambda talk=talk: talk.asks() and talk.answers(), "they go on", 10)  # type: ignore[misc]
 
@@ -180,13 +166,13 @@ def test_the_first_policy_cuts_what_began_without_any(
 ) -> None:
     strangers, remote = begin("stranger"), begin("remote")
     deny = {"policyTypes": ["Ingress"]}
-    assert cut_within(strangers + remote, lambda: policy(lab, **deny)) < CUT_SECONDS
+    assert cut_within(strangers + remote, lambda: policy(lab, "policy", **deny)) < CUT_SECONDS
 
 
 def test_egress_is_cut_too(lab: LabCluster, begin: Callable[..., list[Talk]]) -> None:
     strangers = begin("stranger")
-    deny = {"podSelector": {"matchLabels": {"name": "stranger"}}, "policyTypes": ["Egress"]}
-    assert cut_within(strangers, lambda: policy(lab, **deny)) < CUT_SECONDS
+    deny = {"podSelector": named("stranger"), "policyTypes": ["Egress"]}
+    assert cut_within(strangers, lambda: policy(lab, "policy", **deny)) < CUT_SECONDS
 
 
 def lose_flows(lab: LabCluster) -> None:
@@ -204,7 +190,7 @@ def test_what_is_cut_stays_so_when_its_tracking_is_lost_and_the_server_speaks_fi
     lab: LabCluster, begin: Callable[..., list[Talk]]
 ) -> None:
     strangers, friends = begin("stranger", "tcp"), begin("friend", "tcp")
-    assert cut_within(strangers, lambda: policy(lab, **allow("friend"))) < CUT_SECONDS
+    assert cut_within(strangers, lambda: policy(lab, "policy", **allow("friend"))) < CUT_SECONDS
     lose_flows(lab)
     for talk in strangers:
         assert not talk.answers()
@@ -217,7 +203,7 @@ def test_what_is_cut_stays_so_when_its_tracking_is_lost_and_the_server_speaks_fi
 def test_a_foreign_flush_opens_no_connection_that_lives_on(
     lab: LabCluster, begin: Callable[..., list[Talk]]
 ) -> None:
-    policy(lab, **allow("friend"))
+    policy(lab, "policy", **allow("friend"))
     lab.wait(lambda: "weft-policy" in lab.sh("node-1", "nft list tables"), "in force", 5)
     friends = begin("friend")
     daemon = lab.node("node-1").daemon.pid
@@ -246,7 +232,7 @@ def test_a_policy_that_came_while_the_daemon_was_away_cuts_when_it_is_back(
     strangers, friends = begin("stranger"), begin("friend")
     former = lab.node("node-1").daemon.pid
     os.kill(former, signal.SIGKILL)
-    policy(lab, **allow("friend"))
+    policy(lab, "policy", **allow("friend"))
     lab.wait(lambda: lab.node("node-1").daemon.pid not in {0, former}, "another daemon", 20)
     lab.wait(lambda: silent(strangers, 0.1), "cut", 20)
     for talk in friends:
@@ -275,7 +261,7 @@ def test_the_node_and_the_pod_itself_are_never_cut(lab: LabCluster) -> None:
             for each in (caller, called):
                 each.settimeout(0)
             talks.append((caller, called))
-    policy(lab, policyTypes=["Ingress", "Egress"])
+    policy(lab, "policy", policyTypes=["Ingress", "Egress"])
     time.sleep(CUT_SECONDS)
     try:
         for caller, called in talks:

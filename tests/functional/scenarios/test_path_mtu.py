@@ -11,7 +11,8 @@ import pytest
 from lab.echo import PORT, Bind, Server, ask
 from lab.namespaces import descriptor_path, new_network
 from lab.underlay import ip_batch
-from tests.functional.lab_cluster import NAMESPACE, LabCluster
+from tests.functional.lab_cluster import LabCluster
+from tests.functional.policed_pods import delete_policies, policy
 
 pytestmark = pytest.mark.root
 
@@ -56,20 +57,13 @@ def narrow_road(lab: LabCluster) -> Iterator[None]:
 def isolated(lab: LabCluster) -> Iterator[None]:
     """No pod is let in, and all may talk to the host far away alone."""
     peers = [{"ipBlock": {"cidr": f"{far}/{128 if ':' in far else 32}"}} for far in FAR]
-    item = {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": "far"},
-        "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "egress": [{"to": peers}]},
-    }
-    lab.call(lambda: lab.cluster.apply(item))
+    policy(lab, "far", podSelector={}, policyTypes=["Ingress", "Egress"], egress=[{"to": peers}])
     net = lab.sandbox("pod-1b").descriptor
     for each in lab.addresses("pod-1a"):
         closed = partial(ask, net, ip_address(each), "udp", patience=0.3)
         lab.wait(lambda closed=closed: lab.run(closed()).fault, "pods are closed", 10)  # type: ignore[misc]
     yield
-    resource = lab.cluster.storage.catalogue.named("networkpolicies")
-    lab.call(lambda: lab.cluster.storage.delete(resource, NAMESPACE, "far"))
+    delete_policies(lab, "far")
     lab.wait(lambda: "weft-policy" not in lab.sh("node-1", "nft list tables"), "no policy", 10)
 
 

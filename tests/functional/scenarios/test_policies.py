@@ -27,6 +27,7 @@ from lab.echo import ask, client_socket
 from lab.errors import LabError
 from tests.functional.lab_cluster import NAMESPACE, WEFTCTL, LabCluster
 from tests.functional.nft.spaces import Inside
+from tests.functional.policed_pods import delete_policies, pod, policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -53,34 +54,10 @@ def tidy(lab: LabCluster) -> Iterator[None]:
     lab.wait(lambda: not lab.differences(), "kernels as desired", 10)
     for node in lab.cluster.nodes:
         assert "table ip weft" in lab.sh(node, "nft list ruleset")
-    resource = lab.cluster.storage.catalogue.named("networkpolicies")
-    names = [each["metadata"]["name"] for each in lab.call(lambda: lab.cluster.storage.list(resource))]
-
-    def delete() -> None:
-        for name in names:
-            lab.cluster.storage.delete(resource, NAMESPACE, name)
-
-    lab.call(delete)
+    delete_policies(lab)
     tables = [partial(lab.sh, node, "nft list tables") for node in lab.cluster.nodes]
     lab.wait(lambda: not any("weft-policy" in listed() for listed in tables), "tables gone", 5)
     lab.wait(lambda: talks(lab, "client", "server"), "everything open again", 5)
-
-
-def pod(name: str, node: str, **labels: str) -> dict[str, Any]:
-    metadata = {"name": name, "labels": {"name": name, **labels}}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": node}}
-
-
-def policy(lab: LabCluster, name: str, **spec: Any) -> None:
-    """Apply a policy that selects the server unless told otherwise."""
-    spec = {"podSelector": {"matchLabels": {"name": "server"}}, **spec}
-    item = {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": name},
-        "spec": spec,
-    }
-    lab.call(lambda: lab.cluster.apply(item))
 
 
 def answers(lab: LabCluster, source: str, destination: str, kind: str = "udp") -> list[bool]:
@@ -330,7 +307,6 @@ def test_policies_hold_while_the_daemon_is_away(lab: LabCluster, count: int) -> 
 def test_a_policy_that_came_while_the_daemon_was_away_is_in_force_at_its_return(
     lab: LabCluster, count: int
 ) -> None:
-    resource = lab.cluster.storage.catalogue.named("networkpolicies")
     for _ in range(count):
         policy(lab, "deny", policyTypes=["Ingress"])
         closed(lab, "client", "server")
@@ -340,7 +316,7 @@ def test_a_policy_that_came_while_the_daemon_was_away_is_in_force_at_its_return(
         began = time.monotonic()
         while not talks(lab, "client", "server"):
             assert time.monotonic() - began < IN_FORCE_SECONDS
-        lab.call(lambda: lab.cluster.storage.delete(resource, NAMESPACE, "open"))
+        delete_policies(lab, "open")
 
 
 def test_a_restart_shuts_out_nobody_who_is_let_in(lab: LabCluster) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.functional.lab_cluster import LabCluster
+from tests.functional.policed_pods import delete_policies, named, pod, policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,23 +24,9 @@ BELONGS = {"near": "node-1", "far": "node-2"}
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabCluster]:
     with LabCluster(tmp_path_factory.mktemp("none") / "state", nodes=2) as lab:
-        lab.call(lambda: [lab.cluster.apply(_pod(name, node)) for name, node in BELONGS.items()])
+        lab.call(lambda: [lab.cluster.apply(pod(name, node)) for name, node in BELONGS.items()])
         lab.run(lab.cluster.wait_ready(30))
         yield lab
-
-
-def _pod(name: str, node: str) -> dict[str, Any]:
-    metadata = {"name": name, "labels": {"name": name}}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": node}}
-
-
-def _policy(name: str, selected: str, **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": name},
-        "spec": {"podSelector": {"matchLabels": {"name": selected}}, **spec},
-    }
 
 
 def watches(lab: LabCluster, node: str, kind: str) -> float:
@@ -65,19 +52,18 @@ def spends_nothing(lab: LabCluster, node: str) -> bool:
 def test_without_a_policy_that_concerns_it_a_node_spends_nothing(lab: LabCluster) -> None:
     """Nor does one whose pods no policy selects while policies that need all pods are in force elsewhere."""
     assert spends_nothing(lab, "node-1")
-    peers = [{"podSelector": {"matchLabels": {"name": "far"}}}]
-    lab.call(lambda: lab.cluster.apply(_policy("nobody", "absent", ingress=[{"from": peers}])))
-    lab.call(lambda: lab.cluster.apply(_policy("far", "far", ingress=[{"from": peers}])))
+    rules = [{"from": [{"podSelector": named("far")}]}]
+    policy(lab, "nobody", podSelector=named("absent"), ingress=rules)
+    policy(lab, "far", podSelector=named("far"), ingress=rules)
     lab.wait(lambda: not spends_nothing(lab, "node-2"), "node-2 enforces the one that selects its pod", 10)
     lab.wait(lambda: watches(lab, "node-2", "remotepod") == 1, "and follows all pods for it", 10)
     assert spends_nothing(lab, "node-1")
 
 
 def test_a_policy_that_needs_no_peers_needs_no_pods_of_other_nodes(lab: LabCluster) -> None:
-    lab.call(lambda: lab.cluster.apply(_policy("near", "near", policyTypes=["Ingress", "Egress"])))
+    policy(lab, "near", podSelector=named("near"), policyTypes=["Ingress", "Egress"])
     found = lambda: ("weft-policy", "forward") in base_chains(lab, "node-1")  # noqa: E731
     lab.wait(found, "it is enforced", 10)
     assert not watches(lab, "node-1", "remotepod")
-    resource = lab.cluster.storage.catalogue.named("networkpolicies")
-    lab.call(lambda: lab.cluster.storage.delete(resource, "default", "near"))
+    delete_policies(lab, "near")
     lab.wait(lambda: spends_nothing(lab, "node-1"), "and nothing of it stays", 10)
