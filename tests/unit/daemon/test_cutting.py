@@ -105,8 +105,12 @@ class World:
         assert FakeSocket.opened == 0
 
     async def idle(self) -> None:
-        """Give it time for a round and its rest."""
-        await asyncio.sleep(0.05)
+        """Give it time for its rounds and their rests: until nothing is heard of it any more."""
+        quiet, before = 0, None
+        while quiet < 3 or self.failures:
+            await asyncio.sleep(0.03)
+            now = len(self.reads), len(self.writes), len(self.reports), len(self.cut)
+            quiet, before = (quiet + 1 if now == before else 0), now
 
 
 @pytest.fixture
