@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.e2e.cluster.cluster import Cluster, Pod
     from tests.e2e.cluster.node import Node
 
-pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.timeout(600)]
 
 OUTAGE = 120.0
 """Seconds."""
@@ -31,7 +31,8 @@ OUTAGE = 120.0
 def pods(cluster: Cluster) -> Iterator[list[Pod]]:
     """Two pods on each node."""
     yield [cluster.create_pod(f"{node}-{letter}", node) for letter in "ab" for node in cluster.nodes]
-    cluster.delete_pods()
+    # A kubelet's watch rests up to a minute after an outage before it is tried again, and so do deletions.
+    cluster.delete_pods(timeout=150)
 
 
 def attached(node: Node) -> dict[str, list[str]]:

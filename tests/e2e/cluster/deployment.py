@@ -24,6 +24,8 @@ NAMESPACE = "kube-system"
 AGENTS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 DAEMONSET = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/weft"
 CONFIGMAP = f"/api/v1/namespaces/{NAMESPACE}/configmaps/weft"
+STALE = 150.0
+"""Seconds that a kubelet may go on giving pods an earlier ConfigMap: it rests up to 60 between its tries."""
 
 
 def image_of(objects: list[Object]) -> str:
@@ -44,12 +46,26 @@ class Deployment:
         self.await_rollout()
 
     def configure(self, **configuration: object) -> None:
-        """Gives all agents a configuration, of which the manifest's is the default, and starts them anew."""
+        """Gives all agents a configuration, of which the manifest's is the default, and starts them anew.
+
+        A kubelet whose watch rests after an outage gives pods the ConfigMap that it knew before; those are
+        started once more, until they have read the new one.
+        """
         (configmap,) = (each for each in manifests.load(MANIFEST) if each["kind"] == "ConfigMap")
         if configuration:
             configmap["data"] = {"weftd.yaml": yaml.safe_dump(configuration)}
         manifests.apply(self.api, [configmap])
-        self.replace(*self.agents())
+        wanted = configmap["data"]["weftd.yaml"]
+        outdated = list(self.agents())
+        deadline = time.monotonic() + STALE
+        while outdated:
+            assert time.monotonic() < deadline, f"agents of {outdated} are given an earlier ConfigMap"
+            self.replace(*outdated)
+            outdated = [node for node, pod in self.agents().items() if self.configuration(pod) != wanted]
+
+    def configuration(self, pod: Object) -> str:
+        """The file that an agent has read at its start, for kubelet changes it only later."""
+        return self.run(pod, "cat", "/etc/weft/weftd.yaml")
 
     def replace(self, *nodes: str) -> None:
         """Deletes the agents' pods of some nodes at once, and waits until others are ready in their place."""
@@ -106,8 +122,12 @@ class Deployment:
 
     def weftctl(self, pod: Object, *arguments: str) -> str:
         """Runs weftctl as `kubectl exec` does; its exit code must be 0."""
+        return self.run(pod, "weftctl", *arguments)
+
+    def run(self, pod: Object, *command: str) -> str:
+        """What a command in an agent's container prints; its exit code must be 0."""
         name = pod["metadata"]["name"]
-        answer = self.api.execute(name, "weftctl", *arguments, namespace=NAMESPACE)
+        answer = self.api.execute(name, *command, namespace=NAMESPACE)
         assert answer.exit_code == 0, f"{name}: {answer.output} {answer.messages}"
         return answer.output
 
