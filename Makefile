@@ -5,8 +5,11 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 # Debian's own where it is new enough: the image has it too, and it is built with profiles, as not every other is.
 PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>&- && echo /usr/bin/python3 || echo python3)
+# Tests run side by side, each file on one of so many workers.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST = $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 PROTOS := $(wildcard proto/*.proto)
 GENERATED := weft_rpc/.generated
 # Network namespaces and nftables need root: re-executed through sudo once when the caller is not root.
@@ -55,13 +58,13 @@ demo: install shim
 	$(AS_ROOT) $(BIN)/weft-lab demo
 
 test: install shim lint
-	$(AS_ROOT) $(BIN)/pytest -m "not soak and not e2e"
+	$(AS_ROOT) $(PYTEST) -m "not soak and not e2e"
 
 unit: install shim
-	$(BIN)/pytest -m "not root and not soak and not e2e" tests/unit tests/property
+	$(PYTEST) -m "not root and not soak and not e2e" tests/unit tests/property
 
 functional: install shim
-	$(AS_ROOT) $(BIN)/pytest -m "not soak and not e2e" tests/functional
+	$(AS_ROOT) $(PYTEST) -m "not soak and not e2e" tests/functional
 
 e2e: install shim
 	.ci/install-packages e2e
