@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from daemon import policyblame
 from daemon.cluster.store import NAMESPACE, NETWORK_POLICY, NODE, POD, REMOTE_POD, Key
 from daemon.compile.policy import Policies
 from daemon.compile.policy_flows import Effect, effect
 from daemon.compile.policy_subjects import Attached
 from daemon.compile.policy_tables import PolicyTables
 from daemon.findings import Finding
+from daemon.policyblame import Blame
 from datapath.errors import DatapathError
 from datapath.kernel import birth_key
 from datapath.sync import NFTABLES
@@ -26,13 +26,13 @@ from datapath.writer import StoppedError
 from ipam.record import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
     from daemon.cluster.demand import Demand
     from daemon.cluster.store import Store, Subscription
     from daemon.findings import Findings
     from datapath.desired import Fragment, FragmentKey
-    from datapath.policy import Direction, PolicyPart
+    from datapath.policy import Direction
     from datapath.underlay import HostLink
     from datapath.writer import Writer
     from ipam.record import Record
@@ -100,6 +100,9 @@ class Policing:
         self._suspicious = False
         self._on_effect = on_effect
         self._effect = Effect.NONE
+        self._blame = Blame(
+            self.model, self.tables, lambda trial: writer.query(lambda sync: sync.ruleset.attempt(trial))
+        )
         self._settled = asyncio.Event()
         self._attached: dict[str, Record] = {}
         self._subscription: Subscription | None = None
@@ -165,11 +168,11 @@ class Policing:
             while True:
                 try:
                     waits = self.tables.superfluous or not self.complete
-                    async with asyncio.timeout(SWEEP_SECONDS if waits else None):
+                    async with asyncio.timeout(SWEEP_SECONDS if waits else self._blame.pause):
                         await subscription.wait()
                 except TimeoutError:
                     await self._apply(self.tables.sweep())
-                    if self.complete:
+                    if not await self._blame.ask_again() and self.complete:
                         continue
                 await self._apply(await self._compile())
                 if self._suspicious:
@@ -241,16 +244,8 @@ class Policing:
     async def _find_fault(self) -> None:
         """Find the policies that the kernel refuses, and have the others enforced without them."""
         self._suspicious = False
-
-        async def refusal(parts: Sequence[PolicyPart]) -> str:
-            trial = self.tables.trial(parts)
-            error = await self._writer.query(lambda sync: sync.ruleset.attempt(trial))
-            return str(error) if error is not None else ""
-
-        found = await policyblame.find(self.tables.divisible, refusal)
-        if not found:
+        if not await self._blame.find():
             return
-        self.model.refuse(found)
         try:
             # What the kernel refuses must not be asked for once more as what will be swept.
             await self._apply(self.tables.take(self.model, self.model.changes()) | self.tables.sweep())

@@ -65,7 +65,7 @@ class Policies:
         peers, nodes, ports: the shared sets in use, by name: addresses of pods, tunnel addresses of nodes
             within blocks, where named ports lead; each element with the number of times that it is in.
         tunnels: the own address of each node by its tunnel address.
-        refused: what the kernel does not take, and why: these allow nothing until the policy is another.
+        refused: what the kernel does not take, and why: these allow nothing until it does.
         own_addresses: of this node: what comes from these reaches every pod of it.
     """
 
@@ -227,13 +227,26 @@ class Policies:
     def refuse(self, refused: Mapping[PolicyPart, str]) -> None:
         """Take what the kernel does not take, and why: it fails closed, and the others go on.
 
-        What it is of is tried again when that policy has become another.
+        It comes back when its policy has become another, or by `admit`.
         """
         for part, error in refused.items():
             if part in self.rules:
                 self.refused[part] = error
                 self.rules[part] = Rules()
                 self._changed_rules.add(part)
+
+    @property
+    def withheld(self) -> dict[PolicyPart, Rules]:
+        """The rules of what is refused, as they should be."""
+        return {part: self._compiled[part[0]].rules[part[1]] for part in self.refused}
+
+    def admit(self, parts: Iterable[PolicyPart]) -> None:
+        """Take that the kernel would accept some of what it refused before."""
+        withheld = self.withheld
+        for part in parts:
+            del self.refused[part]
+            self.rules[part] = withheld[part]
+            self._changed_rules.add(part)
 
     def _settle(self, *names: str) -> None:
         """Take over where pods of this node are now, and which policies came into force or went out of it."""

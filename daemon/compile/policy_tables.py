@@ -6,6 +6,7 @@ when nothing in the kernel leads there any more.
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from datapath.netlink.transport import Message
     from datapath.nft.policy import DenialLog, PolicyChains
     from datapath.nft.rules import Chain, Set
-    from datapath.policy import PolicyPart, Rule, Subject
+    from datapath.policy import PolicyPart, Rule, Rules, Subject
 
 TABLES: FragmentKey = ("policy", "tables")
 TUNNEL_KEY: FragmentKey = ("policy", "tunnels")
@@ -73,14 +74,22 @@ class PolicyTables:
         found = {part: None for (part, _), each in self._parts.items() if each.chain.rules}
         return list(found)
 
-    def trial(self, parts: Iterable[PolicyPart]) -> Transaction:
-        """Return what finds out whether the kernel takes just these policies."""
+    def trial(
+        self, parts: Iterable[PolicyPart], withheld: Mapping[PolicyPart, Rules] = MappingProxyType({})
+    ) -> Transaction:
+        """Return what finds out whether the kernel takes just these policies.
+
+        Args:
+            parts: of those in the tables.
+            withheld: rules to try instead of those that some of them have there.
+        """
         wanted = list(parts)
         messages: list[Message] = []
         for family in FAMILIES:
             sets: dict[str, Set] = {}
             static: dict[str, Mapping[bytes, bytes]] = {}
-            chains = [self._parts[part, family] for part in wanted]
+            chains = [self._parts[part, family] for part in wanted if part not in withheld]
+            chains += [policy_chains(*part, family, withheld[part]) for part in wanted if part in withheld]
             for each in chains:
                 sets.update((one.name, one) for one in each.sets)
                 static.update(each.static)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from daemon import policyblame
 from daemon.cluster.decode_pods import pod as decode_pod
 from daemon.cluster.decode_policies import network_policy
 from daemon.cluster.store import Store
@@ -14,15 +16,18 @@ from daemon.compile import policy as compiling
 from daemon.compile.policy_rules import compile_policy
 from daemon.findings import Findings
 from daemon.policing import Policing
+from datapath.errors import NetlinkError
+from datapath.nft.connection import Nft
 from datapath.policy import Direction, PortRange, Ports, Rule, Rules
 from datapath.writer import Writer
 from ipam.record import AttachmentKey, Record, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from daemon.cluster.model import NetworkPolicy
     from daemon.compile.policy_rules import CompiledPolicy
+    from datapath.netlink.transport import Message
     from tests.functional.nft.spaces import Space
     from tests.functional.policies.site import Site
 
@@ -142,5 +147,45 @@ async def test_one_bad_policy_of_many_at_the_start_and_later(node: Site) -> None
         await made.until(lambda: 'comment "shop/late"' in made.rules() and FAULT not in made.rules())
         await made.until(lambda: made.named() == [("PolicyRefused", FAULT)])
         assert "weft-trial" not in made.rules()
+        for task in tasks:
+            task.cancel()
+
+
+async def test_what_was_refused_for_a_while_comes_into_force_by_itself(
+    node: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may lack memory, for one."""
+    short = [True]
+    commit = Nft.commit
+
+    def refuse(self: Nft, messages: Sequence[Message], action: str, **options: Any) -> None:
+        if short and any(FAULT.encode() in message.payload for message in messages):
+            raise NetlinkError(errno.ENOMEM, action)
+        commit(self, messages, action, **options)
+
+    monkeypatch.setattr(Nft, "commit", refuse)
+    monkeypatch.setattr(policyblame, "RETRY_SECONDS", 0.2)
+    made = Node(node.router)
+    made.pod(1, "web")
+    made.policy("fault", "web", port(81))
+    made.policy("other", "web", port(82))
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(made.writer.run())]
+        await asyncio.sleep(0.1)
+        await made.writer.adopt({})
+        await made.policing.gather()
+        await made.policing.prepare()
+        await made.writer.apply({}, complete=True)
+        tasks.append(group.create_task(made.policing.run()))
+        await made.until(lambda: made.named() == [("PolicyRefused", FAULT)])
+        await made.until(lambda: 'comment "shop/other"' in made.rules())
+        assert FAULT not in made.rules()
+        await asyncio.sleep(0.5)
+        assert made.named() == [("PolicyRefused", FAULT)], "it is refused still"
+
+        short.clear()
+        await made.until(lambda: f'comment "{FAULT}"' in made.rules())
+        await made.until(lambda: made.named() == [])
+        assert await made.writer.difference() == ()
         for task in tasks:
             task.cancel()

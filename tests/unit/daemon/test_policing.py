@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from daemon import policing
+from daemon import policing, policyblame
 from daemon.cluster.decode_pods import pod as decode_pod
 from daemon.cluster.decode_policies import network_policy
 from daemon.cluster.store import Store
@@ -17,7 +17,7 @@ from daemon.findings import Findings
 from daemon.policing import Policing
 from datapath.errors import NetlinkError, NetlinkOverrunError
 from datapath.kernel import birth_key
-from datapath.policy import Direction
+from datapath.policy import Direction, Rules
 from datapath.writer import StoppedError
 from ipam.record import AttachmentKey, Record, State
 
@@ -92,6 +92,10 @@ class World:
         self.records: list[Record] = []
         self.told: list[Changes] = []
         self.isolated: list[bool] = []
+        self.connect()
+
+    def connect(self) -> None:
+        """Make policing anew, which knows nothing then."""
         self.policing = Policing(
             store=self.store,
             writer=self.writer,  # type: ignore[arg-type]
@@ -145,6 +149,12 @@ class World:
 
 async def settle() -> None:
     await asyncio.sleep(0.03)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.005)
 
 
 @pytest.fixture
@@ -315,6 +325,74 @@ async def test_a_policy_that_the_kernel_refuses_is_found_and_allows_nothing(worl
         await settle()
         assert not world.findings.rows()
         assert not world.policing.model.refused
+
+
+async def test_what_the_kernel_refused_is_asked_for_again_and_comes_into_force(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.policy("shop/bad", ingress=[{}])
+    world.policy("shop/worse", ingress=[{}])
+    world.writer.unacceptable = ["shop/bad", "shop/worse"]
+    monkeypatch.setattr(policyblame, "RETRY_SECONDS", 0.02)
+    world.connect()
+    async with world.running():
+        world.policing.refused({"nftables": "refused"})
+        await settle()
+        assert len(world.policing.model.refused) == 2
+        told = len(world.writer.applied)
+
+        # Refused again, it stays out, and the kernel is asked ever more rarely.
+        world.writer.trials = 0
+        await asyncio.sleep(0.2)
+        assert 0 < world.writer.trials < 4 * 5
+        assert len(world.policing.model.refused) == 2
+        assert len(world.writer.applied) == told
+
+        world.writer.unacceptable = ["shop/worse"]
+        await until(lambda: list(world.policing.model.refused) == [("shop/worse", Direction.INGRESS)])
+        await until(lambda: len(world.writer.applied) > told)
+        assert world.policing.model.rules["shop/bad", Direction.INGRESS] != Rules()
+        assert "shop/bad" in repr(world.writer.applied[-1])
+        assert [each.key for each in world.findings.rows()] == ["shop/worse"]
+
+        world.writer.unacceptable = []
+        await until(lambda: not world.policing.model.refused)
+        await settle()
+        assert not world.findings.rows()
+
+
+async def test_nothing_is_taken_back_while_the_kernel_refuses_everything(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.policy("shop/bad", ingress=[{}])
+    world.writer.unacceptable = ["shop/bad"]
+    monkeypatch.setattr(policyblame, "RETRY_SECONDS", 0.02)
+    world.connect()
+    async with world.running():
+        world.policing.refused({"nftables": "refused"})
+        await settle()
+        world.writer.unacceptable = [""]
+        trials = world.writer.trials
+        await until(lambda: world.writer.trials >= trials + 2)
+        assert world.policing.model.refused
+
+
+async def test_a_refused_policy_that_goes_is_asked_for_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.policy("shop/bad", ingress=[{}])
+    world.writer.unacceptable = ["shop/bad"]
+    monkeypatch.setattr(policyblame, "RETRY_SECONDS", 0.02)
+    world.connect()
+    async with world.running():
+        world.policing.refused({"nftables": "refused"})
+        await settle()
+        world.store.network_policies.remove("shop/bad")
+        await settle()
+        trials = world.writer.trials
+        await asyncio.sleep(0.1)
+        assert world.writer.trials == trials
+        assert not world.findings.rows()
 
 
 async def test_what_else_the_kernel_refuses_is_no_policy_s_fault(world: World) -> None:
