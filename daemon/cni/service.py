@@ -24,6 +24,7 @@ from daemon.cni.attachments import Request
 from daemon.cni.deletions import CorruptTombstoneError
 from daemon.cni.errors import CniError, Code
 from daemon.cni.result import VERSIONS, Dns, Interface, Ip, Result, Route
+from daemon.compile.local import IPV6_MINIMUM_MTU
 from datapath import text
 from datapath.attachment import GATEWAYS, HOST_MAC
 from datapath.errors import DatapathError, InterfaceExistsError, NamespaceError, NamespaceGoneError
@@ -192,6 +193,8 @@ class CniService:
                 "weftd does not know this node's pod CIDRs yet",
                 "it waits for the API server, or for the Node's spec.podCIDRs; see weftctl status",
             )
+        if unfit := _unfit(local):
+            raise CniError(Code.WIRING_FAILED, unfit, "raise the MTU of the underlay or of the configuration")
         pod = (
             args.get("K8S_POD_NAMESPACE", ""),
             args.get("K8S_POD_NAME", ""),
@@ -287,9 +290,10 @@ class CniService:
 
         An exhausted pool is no reason to fail: the node would become NotReady, and its pods be evicted.
         """
-        why = ""
-        if self._local() is None:
-            why = "weftd does not know this node's pod CIDRs yet; see weftctl status"
+        local = self._local()
+        why = "weftd does not know this node's pod CIDRs yet; see weftctl status"
+        if local is not None:
+            why = _unfit(local)
         oldest = next(iter(self._in_flight.values()))
         waited = time.perf_counter() - oldest
         if waited > STUCK_SECONDS:
@@ -325,6 +329,13 @@ class CniService:
         if self._pools_of[0] != prefixes:
             self._pools_of = prefixes, tuple(Pool(prefix.address, prefix.length) for prefix in prefixes)
         return self._pools_of[1]
+
+
+def _unfit(local: Local) -> str:
+    """Say why no pod can be wired, "" when it can: the kernel would only call an address invalid."""
+    if local.mtu < IPV6_MINIMUM_MTU and any(len(cidr.address) == 16 for cidr in local.pod_cidrs):
+        return f"pods would get MTU {local.mtu}, and IPv6 needs {IPV6_MINIMUM_MTU}"
+    return ""
 
 
 def _abandoned() -> CniError:

@@ -130,6 +130,20 @@ async def test_before_the_pod_cidr_is_known_an_add_is_to_be_tried_again(node: No
     assert node.kernel.calls == []
 
 
+async def test_an_mtu_that_ipv6_cannot_use_is_named_before_anything_is_done(node: Node) -> None:
+    node.local = FakeLocal(mtu=1279)
+    body = await node.refused("ADD")
+    assert (body["code"], body["msg"]) == (104, "pods would get MTU 1279, and IPv6 needs 1280")
+    assert node.kernel.calls == []
+    assert not node.allocator.records()
+    body = await node.refused("STATUS")
+    assert (body["code"], body["msg"]) == (50, "pods would get MTU 1279, and IPv6 needs 1280")
+    node.local = FakeLocal(pod_cidrs=FakeLocal().pod_cidrs[:1], mtu=1279)
+    await node.add()
+    node.local = FakeLocal(mtu=1280)
+    await node.add(2)
+
+
 async def test_an_exhausted_pool_is_named_with_its_figures(node: Node) -> None:
     node.local = FakeLocal(pod_cidrs=(Prefix(bytes((10, 244, 1, 0)), 30),))
     await node.add(1)
