@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from datapath.nft.plan import Transaction
 
     Changes = Mapping[FragmentKey, Fragment | None]
+    Refused = Callable[..., contextlib.AbstractAsyncContextManager[None]]
 
 SUBJECT = ("policy", "subject", "weft1")
 PEERS: dict[str, Any] = {"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}]}]}
@@ -327,72 +328,68 @@ async def test_a_policy_that_the_kernel_refuses_is_found_and_allows_nothing(worl
         assert not world.policing.model.refused
 
 
-async def test_what_the_kernel_refused_is_asked_for_again_and_comes_into_force(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world.policy("shop/bad", ingress=[{}])
-    world.policy("shop/worse", ingress=[{}])
-    world.writer.unacceptable = ["shop/bad", "shop/worse"]
+@pytest.fixture
+def refused(world: World, monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """Has the kernel refuse policies, which is asked again soon."""
     monkeypatch.setattr(policyblame, "RETRY_SECONDS", 0.02)
-    world.connect()
-    async with world.running():
-        world.policing.refused({"nftables": "refused"})
-        await settle()
-        assert len(world.policing.model.refused) == 2
+
+    @contextlib.asynccontextmanager
+    async def refuse(*names: str) -> AsyncIterator[None]:
+        for name in names:
+            world.policy(name, ingress=[{}])
+        world.writer.unacceptable = list(names)
+        world.connect()
+        async with world.running():
+            world.policing.refused({"nftables": "refused"})
+            await until(lambda: len(world.policing.model.refused) == len(names))
+            yield
+
+    return refuse
+
+
+async def test_what_the_kernel_refused_is_asked_for_again_and_comes_into_force(
+    world: World, refused: Refused
+) -> None:
+    async with refused("shop/bad", "shop/worse"):
+        await until(lambda: len(world.findings.rows()) == 2)
         told = len(world.writer.applied)
 
         # Refused again, it stays out, and the kernel is asked ever more rarely.
         world.writer.trials = 0
+        await until(lambda: world.writer.trials > 0)
         await asyncio.sleep(0.2)
-        assert 0 < world.writer.trials < 4 * 5
+        assert world.writer.trials < 4 * 5
         assert len(world.policing.model.refused) == 2
         assert len(world.writer.applied) == told
 
         world.writer.unacceptable = ["shop/worse"]
-        await until(lambda: list(world.policing.model.refused) == [("shop/worse", Direction.INGRESS)])
-        await until(lambda: len(world.writer.applied) > told)
+        await until(lambda: [each.key for each in world.findings.rows()] == ["shop/worse"])
+        assert list(world.policing.model.refused) == [("shop/worse", Direction.INGRESS)]
         assert world.policing.model.rules["shop/bad", Direction.INGRESS] != Rules()
         assert "shop/bad" in repr(world.writer.applied[-1])
-        assert [each.key for each in world.findings.rows()] == ["shop/worse"]
 
         world.writer.unacceptable = []
-        await until(lambda: not world.policing.model.refused)
-        await settle()
-        assert not world.findings.rows()
+        await until(lambda: not world.findings.rows())
+        assert not world.policing.model.refused
 
 
 async def test_nothing_is_taken_back_while_the_kernel_refuses_everything(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, refused: Refused
 ) -> None:
-    world.policy("shop/bad", ingress=[{}])
-    world.writer.unacceptable = ["shop/bad"]
-    monkeypatch.setattr(policyblame, "RETRY_SECONDS", 0.02)
-    world.connect()
-    async with world.running():
-        world.policing.refused({"nftables": "refused"})
-        await settle()
+    async with refused("shop/bad"):
         world.writer.unacceptable = [""]
         trials = world.writer.trials
         await until(lambda: world.writer.trials >= trials + 2)
         assert world.policing.model.refused
 
 
-async def test_a_refused_policy_that_goes_is_asked_for_no_more(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world.policy("shop/bad", ingress=[{}])
-    world.writer.unacceptable = ["shop/bad"]
-    monkeypatch.setattr(policyblame, "RETRY_SECONDS", 0.02)
-    world.connect()
-    async with world.running():
-        world.policing.refused({"nftables": "refused"})
-        await settle()
+async def test_a_refused_policy_that_goes_is_asked_for_no_more(world: World, refused: Refused) -> None:
+    async with refused("shop/bad"):
         world.store.network_policies.remove("shop/bad")
-        await settle()
+        await until(lambda: not world.policing.model.refused and not world.findings.rows())
         trials = world.writer.trials
         await asyncio.sleep(0.1)
         assert world.writer.trials == trials
-        assert not world.findings.rows()
 
 
 async def test_what_else_the_kernel_refuses_is_no_policy_s_fault(world: World) -> None:
