@@ -68,6 +68,7 @@ functional: install shim
 
 e2e: install shim
 	.ci/install-packages e2e
+	$(AS_ROOT) $(BIN)/python -m tests.e2e.cluster.prepare
 	$(AS_ROOT) $(BIN)/pytest -m e2e tests/e2e
 
 # Where the tests look for it; they are skipped without helm.

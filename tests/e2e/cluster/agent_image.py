@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.e2e.cluster.build import CACHE, BuildError, locked
+from tests.e2e.cluster.build import CACHE, BuildError, locked, outside
 
 ROOT = Path(__file__).resolve().parents[3]
 CONTAINERFILE = "deploy/Containerfile"
@@ -128,7 +128,7 @@ def _buildah(command: str, *arguments: str) -> str:
 
 def _run(*command: str) -> str:
     done = subprocess.run(
-        command,
+        outside(*command),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
