@@ -141,8 +141,8 @@ class AdminService:
         question = Question(sources.policies, sources.nodes, sources.node_name, request)
         return await question.answer()
 
-    async def monitor(self) -> AsyncIterator[admin_pb2.Denial]:
-        """Tells of denied packets as they come, for as long as the caller listens.
+    async def monitor(self) -> AsyncIterator[admin_pb2.Denial | None]:
+        """Tells of denied packets as they come, for as long as the caller listens; first None, when it does.
 
         Raises:
             QuestionError: too many listen already.
@@ -152,14 +152,18 @@ class AdminService:
         if watch is None:
             raise QuestionError("too many run weftctl monitor on this node already: end one of them")
         try:
+            yield None
             while True:
                 yield policy_answers.denial(*await watch.next())
         finally:
             denials.leave(watch)
 
 
-def streams(service: AdminService) -> dict[str, Callable[[Any], AsyncIterator[Message]]]:
-    """Maps each method of the contract with many answers to what answers its request."""
+def streams(service: AdminService) -> dict[str, Callable[[Any], AsyncIterator[Message | None]]]:
+    """Maps each method of the contract with many answers to what answers its request.
+
+    None among the answers says that no later one will be missed.
+    """
     return {"Monitor": lambda _: service.monitor()}
 
 
@@ -247,16 +251,18 @@ def _unary(method: str, answer: Callable[[Any], Awaitable[Message]]) -> Any:
     return behaviour
 
 
-def _stream(answer: Callable[[Any], AsyncIterator[Message]]) -> Any:
+def _stream(answer: Callable[[Any], AsyncIterator[Message | None]]) -> Any:
     """Makes a gRPC behaviour with many answers; a slow reader holds up nobody but itself."""
 
     async def behaviour(request: Message, context: grpc.aio.ServicerContext[Message, Message]) -> None:
         try:
             async with aclosing(answer(request)) as answers:  # type: ignore[type-var]
-                # Who listens may know that it does before the first answer, which may take long to come.
-                await context.send_initial_metadata(())
                 async for each in answers:
-                    await context.write(each)
+                    if each is None:
+                        # The caller may know before the first answer, which may take long to come.
+                        await context.send_initial_metadata(())
+                    else:
+                        await context.write(each)
         except QuestionError as error:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 
