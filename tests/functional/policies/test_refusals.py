@@ -74,6 +74,16 @@ class Node:
         self.reports.append(failures)
         self.policing.refused(failures)
 
+    async def start(self, group: asyncio.TaskGroup) -> asyncio.Task[None]:
+        """Begin as the daemon does; the kernel has what it takes of all policies together, or nothing."""
+        running = group.create_task(self.writer.run())
+        await asyncio.sleep(0.1)
+        await self.writer.adopt({})
+        await self.policing.gather()
+        await self.policing.prepare()
+        await self.writer.apply({}, complete=True)
+        return running
+
     def pod(self, number: int, name: str) -> None:
         labels = {"app": name}
         raw = {"metadata": {"namespace": "shop", "name": name, "uid": name, "labels": labels}, "spec": {}}
@@ -120,12 +130,7 @@ async def test_one_bad_policy_of_many_at_the_start_and_later(node: Site) -> None
         made.policy(f"p{number}", "web", port(1000 + number))
     made.policy("fault", "db", port(80))
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(made.writer.run())]
-        await asyncio.sleep(0.1)
-        await made.writer.adopt({})
-        await made.policing.gather()
-        await made.policing.prepare()
-        await made.writer.apply({}, complete=True)
+        tasks = [await made.start(group)]
         assert "weft-policy" not in made.rules(), "the kernel refused all of it together"
         tasks.append(group.create_task(made.policing.run()))
         await made.until(lambda: 'comment "shop/p19"' in made.rules())
@@ -170,12 +175,7 @@ async def test_what_was_refused_for_a_while_comes_into_force_by_itself(
     made.policy("fault", "web", port(81))
     made.policy("other", "web", port(82))
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(made.writer.run())]
-        await asyncio.sleep(0.1)
-        await made.writer.adopt({})
-        await made.policing.gather()
-        await made.policing.prepare()
-        await made.writer.apply({}, complete=True)
+        tasks = [await made.start(group)]
         tasks.append(group.create_task(made.policing.run()))
         await made.until(lambda: made.named() == [("PolicyRefused", FAULT)])
         await made.until(lambda: 'comment "shop/other"' in made.rules())
