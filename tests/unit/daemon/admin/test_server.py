@@ -252,6 +252,17 @@ async def test_a_question_that_can_t_be_answered_here_says_what_to_do(tmp_path: 
     assert "give its address" in (refused.value.details() or "")
 
 
+async def test_who_is_told_that_it_listens_misses_nothing() -> None:
+    sources = OneNode().sources()
+    answers = AdminService(sources).monitor()
+    assert await anext(answers) is None
+    address = bytes([10, 244, 1, 11])
+    sources.policies.denials.take([DeniedPacket(Direction.INGRESS, bytes([8, 8, 8, 8]), address, 6, 1, 2)])
+    found = await asyncio.wait_for(anext(answers), 5)
+    assert found is not None
+    assert (found.pod, found.source) == ("shop/db", "8.8.8.8")
+
+
 async def test_denied_packets_are_streamed_to_a_few(tmp_path: FilePath) -> None:
     node = OneNode()
     sources = node.sources()
