@@ -1,8 +1,9 @@
 """ADD and DEL inside the daemon, from the handler's entry to its reply, against the kernel's floor.
 
 The daemon's own CNI service, IPAM and writer with the node's tables run in this process, in a network
-namespace of their own; no gRPC and no runtime. Target: an ADD within 2.5 times the floor. Beside it, an ADD
-of a pod that is born closed in both directions, on a node where policies isolate another pod already.
+namespace of their own, and requests are answered where they always are, on the writer's thread; no gRPC and
+no runtime. Target: an ADD within 2.5 times the floor. Beside it, an ADD of a pod that is born closed in both
+directions, on a node where policies isolate another pod already.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from daemon import logs
 from daemon.cluster.model import Prefix
 from daemon.cni.attachments import Attachments
 from daemon.cni.deletions import Deletions
+from daemon.cni.server import GROUP, Asked
 from daemon.cni.service import CniService
 from daemon.collection import settle, slow_down
 from daemon.config import Config
@@ -39,9 +41,10 @@ from ipam.store import Store
 from weft_rpc.cni_pb2 import ExecuteRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from bench.tables import Table
+    from daemon.cni.attachments import Kernel
     from datapath.desired import Address, FragmentKey
 
 ROUNDS, BURSTS = 40, 7
@@ -84,13 +87,13 @@ async def _measure(node: int, spaces: list[str]) -> tuple[dict[str, list[float]]
     together: dict[str, list[float]] = {"ADD": [], "DEL": [], f"ip -batch, {WORKERS} at once": []}
     floor = Floor()
     closed: list[Direction] = []
-    async with _service(node, closed) as service:
+    async with _service(node, closed) as (service, writer):
 
         async def execute(command: str, numbers: range) -> float:
             calls = [_call(command, spaces[number], number) for number in numbers]
-            times = await asyncio.gather(*(_timed(service, call) for call in calls))
+            seconds = await writer.attachment(lambda kernel: _answer(service, kernel, calls))
             await asyncio.sleep(SETTLE_SECONDS)
-            return max(replied for _, replied in times) - min(entered for entered, _ in times)
+            return seconds
 
         slow_down()
         settle()
@@ -117,29 +120,33 @@ async def _measure(node: int, spaces: list[str]) -> tuple[dict[str, list[float]]
     return alone, together
 
 
-async def _timed(service: CniService, call: ExecuteRequest) -> tuple[float, float]:
-    """Serve a request; returns when its handler was entered and when it replied."""
-    entered = time.perf_counter()
-    answer = await service.execute(call)
-    replied = time.perf_counter()
-    if answer.exit_code:
-        raise RuntimeError(answer.output.decode())
-    return entered, replied
+def _answer(service: CniService, kernel: Kernel, calls: Sequence[ExecuteRequest]) -> float:
+    """Have requests answered that came at once; returns the seconds from the entry to the last reply."""
+    entered = replied = time.perf_counter()
+    asked = [Asked(call, entered) for call in calls]
+    for start in range(0, len(asked), GROUP):
+        for answers in service.execute(kernel, asked[start : start + GROUP]):
+            replied = time.perf_counter()
+            for answer in answers:
+                if answer.exit_code:
+                    raise RuntimeError(answer.output.decode())
+    return replied - entered
 
 
 @asynccontextmanager
-async def _service(node: int, closed: list[Direction]) -> AsyncIterator[CniService]:
+async def _service(node: int, closed: list[Direction]) -> AsyncIterator[tuple[CniService, Writer]]:
     """Serve a node; pods are born closed in the directions that are in the list by then."""
     writer = Writer(namespace=node)
+    loop = asyncio.get_running_loop()
     with tempfile.TemporaryDirectory(dir=_MEMORY) as directory:
         leases = Store(f"{directory}/state.db")
         service = CniService(
-            writer=writer,
             attachments=Attachments(Allocator(leases, cooldown=0)),
             deletions=Deletions(f"{directory}/deletions"),
             local=_Local,
             config=Config(),
             metrics=Metrics(),
+            soon=loop.call_soon_threadsafe,
             birth=lambda *_: tuple(closed),
         )
         async with asyncio.TaskGroup() as group:
@@ -151,7 +158,7 @@ async def _service(node: int, closed: list[Direction]) -> AsyncIterator[CniServi
                 isolated = closed_fragment("weft-isolated", Direction)
                 fragments: dict[FragmentKey, Fragment] = {("local",): tables, ("isolated",): isolated}
                 await writer.apply(fragments, complete=True, sources=NODE)
-                yield service
+                yield service, writer
             finally:
                 running.cancel()
         leases.close()

@@ -257,12 +257,12 @@ class Agent:
         )
         self.deletions = Deletions(self.paths.deletions)
         self.cni = CniService(
-            writer=self.writer,
             attachments=self.attachments,
             deletions=self.deletions,
             local=self._local,
             config=config,
             metrics=self.metrics,
+            soon=loop.call_soon_threadsafe,
             birth=self.policing.birth,
             changed=self.policing.look,
         )
@@ -276,7 +276,9 @@ class Agent:
             findings=self.findings,
             metrics=self.metrics,
         )
-        self.cni_server = CniServer(self.cni.execute, self.paths.cni_socket)
+        self.cni_server = CniServer(
+            self.cni, self.paths.cni_socket, writer=self.writer, limit=config.max_concurrent_adds
+        )
         self.conflist = Conflist(self.findings, self.paths.conflists)
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []

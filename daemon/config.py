@@ -335,7 +335,7 @@ KEYS: tuple[Key, ...] = (
         "maxConcurrentAdds",
         "max_concurrent_adds",
         "1 to 4096",
-        "How many ADDs are worked on at a time; more wait their turn.",
+        "How many requests of the runtime are taken in at a time; more wait at the socket.",
         _integer(1, 4096),
     ),
     Key(

@@ -8,6 +8,7 @@ policy that is in force here needs them.
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING
 
 import structlog
@@ -104,12 +105,15 @@ class Policing:
             self.model, self.tables, lambda trial: writer.query(lambda sync: sync.ruleset.attempt(trial))
         )
         self._settled = asyncio.Event()
+        # Half a change would let a pod be born open that a policy isolates before and after it.
+        self._changing = threading.Lock()
         self._attached: dict[str, Record] = {}
         self._subscription: Subscription | None = None
 
     def birth(self, namespace: str, name: str, uid: str) -> tuple[Direction, ...]:
-        """Return the directions in which a pod must be closed from its first packet on."""
-        return self.model.birth(namespace, name, uid)
+        """Return the directions in which a pod must be closed from its first packet on; on any thread."""
+        with self._changing:
+            return self.model.birth(namespace, name, uid)
 
     def take_links(self, links: Iterable[HostLink]) -> None:
         """Take the machine's links: what comes from their addresses reaches every pod of this node."""
@@ -196,9 +200,10 @@ class Policing:
         assert self._subscription is not None
         self._settled.clear()
         synced = self._store.remote_pods.synced
-        for key in self._subscription.take():
-            self._put(key)
-        changes = self._put_attached()
+        with self._changing:
+            for key in self._subscription.take():
+                self._put(key)
+            changes = self._put_attached()
         while self.model.pending:
             self.model.compile(SLICE)
             await asyncio.sleep(0)

@@ -2,19 +2,20 @@
 
 Coroutines hand in what they want and wait; the thread owns the sync state (`datapath.sync`). Of changes to
 the same fragment only the latest is done. A job runs to its end even when its caller is cancelled. What the
-kernel refuses is reported, and tried again after a new reading, ever more rarely.
+kernel refuses is reported, and tried again after a new reading, ever more rarely. Requests of the container
+runtime come to the thread by themselves (`attend`): two changes of threads would be a tenth of an ADD.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import select
 import threading
 import time
 from collections import deque
-from contextlib import ExitStack, suppress
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
 
 from datapath.errors import DatapathError
 from datapath.kernel import Kernel, readdressed
@@ -26,14 +27,13 @@ from datapath.sync import Sync
 from datapath.underlay import read_links
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
     from datapath.describe import Difference
     from datapath.desired import Address, Fragment, FragmentKey, ObjectKey
     from datapath.underlay import HostLink
 
 T = TypeVar("T")
-Q = TypeVar("Q")
 
 RETRY_SECONDS = 0.5
 """Until what the kernel refused is tried again the first time; the time doubles up to RETRY_LIMIT_SECONDS."""
@@ -41,8 +41,6 @@ RETRY_LIMIT_SECONDS = 30.0
 READING_RETRY_SECONDS = 0.1
 READING_TRIES = 10
 DRAIN_SECONDS = 5.0
-GROUP = 8
-"""Jobs that are done together at most: the first of them is answered with the last."""
 
 
 class Applied(NamedTuple):
@@ -74,19 +72,25 @@ class _Waiter(NamedTuple):
     reason: str | None
 
 
-_ALONE: Any = object()
-
-
 class _Job(NamedTuple):
-    """What is to be done: work that takes the kernel, and an item too if it can be done with others."""
+    """What is to be done, and who waits for it."""
 
-    work: Callable[..., Any]
+    work: Callable[[Kernel], object]
     future: asyncio.Future[object]
-    item: Any = _ALONE
 
-    def joins(self, other: _Job) -> bool:
-        """Whether both can be done by one call."""
-        return self.item is not _ALONE and self.work == other.work
+
+class Intake(Protocol):
+    """Where requests for attachments come in that are served on the writer's thread, ahead of bulk."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while there is something to serve."""
+
+    def serve(self, kernel: Kernel) -> bool:
+        """Do a bounded part of what there is; returns whether there may be more. Must raise nothing."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
 
 
 class Writer:
@@ -109,9 +113,9 @@ class Writer:
         self._namespace = namespace
         self._report = report
         self._lock = threading.Lock()
-        # In C: it wakes the thread in a third of the time that threading.Condition takes.
-        self._awake: SimpleQueue[None] = SimpleQueue()
+        self._bell = _Bell()
         self._asleep = False
+        self._intake: Intake | None = None
         self._jobs: deque[_Job] = deque()
         self._queries: deque[tuple[Callable[[Sync], object], asyncio.Future[object]]] = deque()
         self._changes: dict[FragmentKey, Fragment | None] = {}
@@ -130,7 +134,8 @@ class Writer:
     @property
     def queued(self) -> tuple[int, int]:
         """Waiting attachment jobs and bulk objects."""
-        return len(self._jobs), self._bulk + len(self._changes)
+        intake = self._intake
+        return len(self._jobs) + (intake.waiting if intake else 0), self._bulk + len(self._changes)
 
     async def run(self) -> None:
         """Serve until cancelled; then finish what was asked for (DRAIN_SECONDS at most) and return.
@@ -162,18 +167,17 @@ class Writer:
         self._put(lambda: self._jobs.append(_Job(job, future)))
         return cast("T", await future)
 
-    async def together(self, work: Callable[[Kernel, Sequence[Q]], Sequence[T | Exception]], item: Q) -> T:
-        """Run a job like `attachment`, but one that may do several at once.
+    def attend(self, intake: Intake | None) -> None:
+        """Serve what comes in there from now on, instead of where it came in before; None serves nobody."""
+        with self._lock:
+            self._bell.listen(None if intake is None else intake.fileno())
+            self._intake = intake
+            self._wake()
 
-        Those that wait one behind the other are done by one call, at most GROUP of them.
-
-        Args:
-            work: is given the items of such jobs and returns, for each, its result or what failed.
-            item: what this caller wants to have done.
-        """
-        future = _promise()
-        self._put(lambda: self._jobs.append(_Job(work, future, item)))
-        return cast("T", await future)
+    def wake(self) -> None:
+        """Have the intake looked at: it took something in that its descriptor does not show any more."""
+        with self._lock:
+            self._wake()
 
     async def adopt(self, fragments: Mapping[FragmentKey, Fragment]) -> None:
         """Say what attachments exist (`datapath.kernel.attachment_fragment`), before the first resync."""
@@ -265,7 +269,7 @@ class Writer:
         """Wake the thread; the caller holds the lock."""
         if self._asleep:
             self._asleep = False
-            self._awake.put(None)
+            self._bell.ring()
 
     # All below runs on the thread.
 
@@ -301,31 +305,28 @@ class Writer:
                         return
                     deadline = min(deadline, time.monotonic() + DRAIN_SECONDS)
                 changes, self._changes = self._changes, {}
-                jobs = self._take_jobs()
-                query = self._queries.popleft() if self._queries and not jobs else None
+                job = self._jobs.popleft() if self._jobs else None
             if asleep:
-                with suppress(Empty):
-                    self._awake.get(timeout=self._pace.wait())
-                continue
+                self._bell.wait(self._pace.wait())
+                with self._lock:
+                    self._asleep = False
+                    changes, self._changes = self._changes, {}
             # Before any job: one that detaches must find what `adopt` was given.
             sync.change(changes)
-            if jobs:
-                _run_jobs(jobs, kernel)
-            elif query is not None:
+            if job is not None:
+                _run(job.future, job.work, kernel)
+                continue
+            intake = self._intake
+            if (intake is not None and intake.serve(kernel)) or asleep:
+                continue
+            with self._lock:
+                query = self._queries.popleft() if self._queries else None
+            if query is not None:
                 _run(query[1], query[0], sync)
             elif time.monotonic() > deadline:
                 return
             else:
                 self._advance(sync)
-
-    def _take_jobs(self) -> list[_Job]:
-        """Take the first job and what is done together with it; the caller holds the lock."""
-        waiting = self._jobs
-        jobs = [waiting.popleft()] if waiting else []
-        if jobs and jobs[0].item is not _ALONE:
-            while waiting and len(jobs) < GROUP and waiting[0].joins(jobs[0]):
-                jobs.append(waiting.popleft())
-        return jobs
 
     def _has_work(self, sync: Sync) -> bool:
         if self._jobs or self._queries or self._changes or self._resync or self._pace.due():
@@ -442,23 +443,35 @@ class _Pace:
             self._seconds = min(2 * self._seconds, RETRY_LIMIT_SECONDS)
 
 
-def _run_jobs(jobs: Sequence[_Job], kernel: Kernel) -> None:
-    work, future, item = jobs[0]
-    if item is _ALONE:
-        _run(future, work, kernel)
-        return
-    futures = [job.future for job in jobs]
-    try:
-        outcomes = work(kernel, [job.item for job in jobs])
-    except BaseException as error:  # noqa: BLE001 - it belongs to the callers
-        outcomes = [error] * len(jobs)
+class _Bell:
+    """What the thread sleeps on: it wakes when somebody rings, or when something comes to the descriptor."""
 
-    def settle() -> None:
-        for each, outcome in zip(futures, outcomes, strict=True):
-            _settle(each, outcome, isinstance(outcome, BaseException))
+    def __init__(self) -> None:
+        self._rung = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll = select.epoll()
+        self._poll.register(self._rung, select.EPOLLIN)
+        self._other: int | None = None
 
-    # One call to wake the loop for all of them.
-    future.get_loop().call_soon_threadsafe(settle)
+    def __del__(self) -> None:
+        os.close(self._rung)
+
+    def listen(self, descriptor: int | None) -> None:
+        """Wake for this descriptor from now on instead of the one before."""
+        if self._other is not None:
+            self._poll.unregister(self._other)
+        if descriptor is not None:
+            self._poll.register(descriptor, select.EPOLLIN)
+        self._other = descriptor
+
+    def ring(self) -> None:
+        """Wake the thread."""
+        os.eventfd_write(self._rung, 1)
+
+    def wait(self, seconds: float | None) -> None:
+        """Sleep, for so many seconds at most; None is for ever."""
+        for descriptor, _ in self._poll.poll(seconds):
+            if descriptor == self._rung:
+                os.eventfd_read(self._rung)
 
 
 def _run(future: asyncio.Future[object], function: Callable[[T], object], argument: T) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 
@@ -24,13 +24,14 @@ from ipam.pool import Pool, shortfall
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from daemon.cni.attachments import Attachments, Collected
+    from daemon.cni.attachments import Attachments, Collected, Kernel
     from daemon.cni.deletions import Deletions
-    from daemon.cni.service import CniService, Local, Writer
+    from daemon.cni.service import CniService, Local
     from daemon.findings import Findings
     from daemon.metrics import Metrics
     from ipam.pool import Usage
 
+T = TypeVar("T")
 log = structlog.get_logger()
 
 LOOK_SECONDS = 1.0
@@ -49,6 +50,13 @@ _BROKEN = "AttachmentBroken"
 _FAILED_COLLECTION = "CollectionFailed"
 _SCARCE = "PoolNearlyExhausted"
 _TOO_SMALL = "PoolSmallerThanMaxPods"
+
+
+class Writer(Protocol):
+    """What is used of the writer (datapath.writer.Writer)."""
+
+    async def attachment(self, job: Callable[[Kernel], T]) -> T:
+        """Run a job on the writer's thread; it finishes even when the caller is cancelled."""
 
 
 class StateDirectoryLostError(Exception):

@@ -78,6 +78,8 @@ class NetConf:
 
     def args(self, variables: Mapping[str, str]) -> dict[str, str]:
         """Return the arguments: those of CNI_ARGS, overridden by the configuration's args.cni."""
+        if self.document.raw("args") is None:
+            return dict(variables)
         given = self.document.child("args").child("cni")
         return {**variables, **{name: given.text(name) for name in KNOWN_ARGS if given.raw(name) is not None}}
 

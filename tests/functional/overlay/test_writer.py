@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import threading
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ from datapath.nft.tables import NODES, SOURCES, TABLE, TableOptions, node_tables
 from datapath.observe import Observer
 from datapath.sync import CHUNK
 from datapath.text import parse_address
-from datapath.writer import GROUP, StoppedError, Writer
+from datapath.writer import StoppedError, Writer
 from tests.functional.overlay.segment import REMEMBERED, running, space, until
 
 if TYPE_CHECKING:
@@ -146,42 +147,99 @@ async def test_what_a_job_raises_reaches_its_caller_and_the_writer_lives_on(writ
     assert await writer.attachment(lambda _: 7) == 7
 
 
-async def test_jobs_that_may_be_done_together_are_where_no_other_is_between(writer: Writer) -> None:
-    held = threading.Event()
-    groups: list[list[int]] = []
+class Counter:
+    """An intake where numbers come in; what is served is written down."""
 
-    def work(_: Kernel, items: Sequence[int]) -> list[int | Exception]:
-        groups.append(list(items))
-        return [KeyError(item) if item == 3 else item * 10 for item in items]
+    def __init__(self, order: list[object]) -> None:
+        self.numbers = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        self.order = order
+        self.served = threading.Event()
 
-    def other(_: Kernel) -> int:
-        groups.append([])
-        return 7
+    def come(self, count: int = 1) -> None:
+        os.eventfd_write(self.numbers, count)
 
-    blocked = asyncio.create_task(writer.attachment(lambda _: held.wait(5)))
+    def fileno(self) -> int:
+        return self.numbers
+
+    @property
+    def waiting(self) -> int:
+        return 3
+
+    def serve(self, kernel: Kernel) -> bool:
+        try:
+            os.eventfd_read(self.numbers)
+        except BlockingIOError:
+            return False
+        assert kernel.links()
+        self.order.append("request")
+        self.served.set()
+        return True
+
+
+@pytest.fixture
+def counter(writer: Writer) -> Iterator[Counter]:
+    counter = Counter([])
+    yield counter
+    writer.attend(None)
+    os.close(counter.numbers)
+
+
+async def test_requests_wake_the_thread_as_jobs_do(writer: Writer, counter: Counter) -> None:
+    writer.attend(counter)
     await asyncio.sleep(0.05)
-    asked = [asyncio.create_task(writer.together(work, item)) for item in (1, 2, 3)]
-    asked.append(asyncio.create_task(writer.attachment(other)))
-    asked += [asyncio.create_task(writer.together(work, item)) for item in range(4, 4 + GROUP + 1)]
-    await asyncio.sleep(0.05)
-    asked[1].cancel()
-    held.set()
-    outcomes = await asyncio.gather(*asked, return_exceptions=True)
-    await blocked
-    assert groups == [[1, 2, 3], [], [*range(4, 4 + GROUP)], [4 + GROUP]]
-    assert outcomes[0] == 10
-    assert isinstance(outcomes[1], asyncio.CancelledError)
-    assert isinstance(outcomes[2], KeyError)
-    assert outcomes[3:] == [7, *(item * 10 for item in range(4, 4 + GROUP + 1))]
-
-
-async def test_a_defect_in_work_for_several_reaches_all_of_them(writer: Writer) -> None:
-    def work(_: Kernel, _items: Sequence[int]) -> list[int | Exception]:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        await writer.together(work, 1)
+    assert writer.queued[0] == 3
+    counter.come()
+    assert await asyncio.to_thread(counter.served.wait, 5)
     assert await writer.attachment(lambda _: 7) == 7
+    counter.come(2)
+    await asyncio.sleep(0.05)
+    assert counter.order == ["request"] * 3
+    writer.attend(None)
+    counter.come()
+    assert await writer.attachment(lambda _: 7) == 7
+    assert counter.order == ["request"] * 3
+
+
+async def test_requests_do_not_wait_for_bulk_work(
+    writer: Writer, counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many: dict[FragmentKey, Fragment] = {(str(number),): Fragment((route(number),)) for number in range(1000)}
+    begun, queued = threading.Event(), threading.Event()
+
+    def watched(socket: object, steps: Sequence[object], indexes: dict[str, int]) -> object:
+        begun.set()
+        queued.wait(5)
+        counter.order.append(len(steps))
+        return execute(socket, steps, indexes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("datapath.sync.execute", watched)
+    writer.attend(counter)
+    bulk = asyncio.create_task(writer.apply(many))
+    await asyncio.to_thread(begun.wait, 5)
+    counter.come(2)
+    queued.set()
+    assert (await bulk).steps == 1000
+    assert counter.order[:3] == [CHUNK, "request", "request"]
+
+
+async def test_a_change_that_came_before_a_request_is_known_to_it(writer: Writer, counter: Counter) -> None:
+    key = ("x",)
+    await writer.apply({key: Fragment((route(1),))})
+    found: list[object] = []
+
+    def serve(kernel: Kernel) -> bool:
+        found.append(kernel._sync.fragments().get(key))
+        return Counter.serve(counter, kernel)
+
+    counter.serve = serve  # type: ignore[method-assign]
+    writer.attend(counter)
+    await asyncio.sleep(0.05)
+    found.clear()
+    counter.come()
+    writer.offer({key: None})
+    assert await asyncio.to_thread(counter.served.wait, 5)
+    await asyncio.sleep(0.05)
+    assert found[-1] is None
 
 
 async def test_one_refused_object_stops_no_other_and_is_retried(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from daemon.cni.attachments import Attachments
 from daemon.cni.deletions import Deletions
 from daemon.cni.garbage import Garbage
 from daemon.cni.naming import names
+from daemon.cni.server import Asked
 from daemon.cni.service import CniService
 from daemon.config import Config
 from daemon.findings import Findings
@@ -76,14 +79,16 @@ class Node:
         self.deletions = Deletions(f"{self.directory}/deletions")
         self.findings = Findings()
         self.metrics = Metrics()
+        self.changes = 0
         self.service = CniService(
-            writer=self.writer,
             attachments=self.attachments,
             deletions=self.deletions,
             local=lambda: self.local,
             config=self.config,
             metrics=self.metrics,
+            soon=lambda call, *arguments: self.loop.call_soon_threadsafe(call, *arguments),
             degraded=lambda: self.degraded,
+            changed=self._count_change,
         )
         self.garbage = Garbage(
             writer=self.writer,
@@ -95,6 +100,9 @@ class Node:
             findings=self.findings,
             metrics=self.metrics,
         )
+
+    def _count_change(self) -> None:
+        self.changes += 1
 
     def close(self) -> None:
         for store in self._opened:
@@ -120,7 +128,17 @@ class Node:
 
     async def ask(self, command: str, number: int = 1, **changes: Any) -> tuple[int, Any]:
         """Send a request; returns exit code and decoded output (None when there is none)."""
-        return decoded(await self.service.execute(self.request(command, number, **changes)))
+        (response,) = await self.execute(self.request(command, number, **changes))
+        return decoded(response)
+
+    async def execute(self, *requests: ExecuteRequest) -> list[ExecuteResponse]:
+        """Have requests answered that came at the same time."""
+        self.loop = asyncio.get_running_loop()
+        if len(requests) == 1 and (said := self.service.at_once(*requests)) is not None:
+            return [said]
+        asked = [Asked(request, time.perf_counter()) for request in requests]
+        pieces = await self.writer.attachment(lambda kernel: list(self.service.execute(kernel, asked)))
+        return [response for piece in pieces for response in piece]
 
     async def add(self, number: int = 1, **changes: Any) -> Any:
         code, body = await self.ask("ADD", number, **changes)

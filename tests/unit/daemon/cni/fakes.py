@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from datapath.nft.hostports import HostPort
 
 T = TypeVar("T")
-Q = TypeVar("Q")
 
 
 @dataclass
@@ -122,14 +121,6 @@ class FakeWriter:
     async def attachment(self, job: Callable[[FakeKernel], T]) -> T:
         future = asyncio.get_running_loop().run_in_executor(self._thread, job, self.kernel)
         return await asyncio.shield(future)
-
-    async def together(
-        self, work: Callable[[FakeKernel, Sequence[Q]], Sequence[T | Exception]], item: Q
-    ) -> T:
-        (outcome,) = await self.attachment(lambda kernel: work(kernel, [item]))
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
 
     def close(self) -> None:
         self._thread.shutdown()

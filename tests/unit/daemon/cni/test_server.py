@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
+import threading
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -13,20 +17,109 @@ from hpack import Encoder
 
 from daemon.cni import http2
 from daemon.cni import server as module
-from daemon.cni.server import CniServer, CniSocketError
+from daemon.cni.server import GROUP, CniServer, CniSocketError
 from weft_rpc.cni_pb2 import ExecuteRequest, ExecuteResponse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
+    from daemon.cni.server import Asked
 
-async def echo(request: ExecuteRequest) -> ExecuteResponse:
-    if request.command == "sleep":
-        await asyncio.sleep(0.2)
-    if request.command == "fail":
-        raise ValueError("out of \N{SNOWMAN}")
-    return ExecuteResponse(output=request.config, exit_code=len(request.command))
+
+class Echo:
+    """A service that says what it was asked for; `command` is what it does besides."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.done: list[str] = []
+
+    def at_once(self, request: ExecuteRequest) -> ExecuteResponse | None:
+        return ExecuteResponse(output=b"at once") if request.command == "STATUS" else None
+
+    def execute(self, kernel: object, asked: Sequence[Asked]) -> Iterator[list[ExecuteResponse]]:
+        assert kernel == "kernel"
+        assert len(asked) <= GROUP
+        for request, _ in asked:
+            self.begun.set()
+            if request.command == "sleep":
+                time.sleep(0.2)
+            if request.command == "hang":
+                self.go_on.wait(10)
+            if request.command == "fail":
+                raise ValueError("out of \N{SNOWMAN}")
+            self.done.append(request.command)
+            yield [ExecuteResponse(output=request.config, exit_code=len(request.command))]
+
+
+class Thread:
+    """A thread that serves as the writer's does."""
+
+    def __init__(self) -> None:
+        self._intake: CniServer | None = None
+        self._ended = False
+        self._awake = os.eventfd(0, os.EFD_NONBLOCK)
+        self._poll = select.epoll()
+        self._poll.register(self._awake)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def attend(self, intake: CniServer | None) -> None:
+        if self._intake is not None:
+            self._poll.unregister(self._intake.fileno())
+        if intake is not None:
+            self._poll.register(intake.fileno(), select.EPOLLIN)
+        self._intake = intake
+        self.wake()
+
+    def wake(self) -> None:
+        os.eventfd_write(self._awake, 1)
+
+    def end(self) -> None:
+        self._ended = True
+        self.wake()
+        self._thread.join()
+        os.close(self._awake)
+
+    def _run(self) -> None:
+        while not self._ended:
+            self._poll.poll()
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._awake)
+            while (intake := self._intake) is not None and intake.serve("kernel"):  # type: ignore[arg-type]
+                pass
+
+
+@pytest.fixture
+def thread() -> Iterator[Thread]:
+    thread = Thread()
+    yield thread
+    thread.end()
+
+
+@pytest.fixture
+def echo() -> Echo:
+    return Echo()
+
+
+@pytest.fixture
+async def server(path: str, echo: Echo, thread: Thread) -> AsyncIterator[CniServer]:
+    server = CniServer(echo, path, writer=thread)
+    await server.start()
+    yield server
+    echo.go_on.set()
+    await server.stop(0)
+
+
+@pytest.fixture
+async def watched(server: CniServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[CniServer]:
+    """The server, and the event loop looks after it."""
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
+    watch = asyncio.ensure_future(server.run())
+    yield server
+    watch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watch
 
 
 async def call(path: str, request: ExecuteRequest) -> ExecuteResponse:
@@ -57,21 +150,11 @@ async def status(path: str, body: bytes, method: str = "/weft.cni.v1.Cni/Execute
 
 
 @pytest.fixture
-async def server(path: str) -> AsyncIterator[CniServer]:
-    server = CniServer(echo, path)
-    await server.start()
-    yield server
-    await server.stop(0)
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> str:
     return str(tmp_path / "run" / "cni.sock")
 
 
-async def test_it_serves_on_a_socket_of_roots_alone(path: str) -> None:
-    server = CniServer(echo, path)
-    await server.start()
+async def test_it_serves_on_a_socket_of_roots_alone(path: str, server: CniServer) -> None:
     assert os.stat(path).st_mode & 0o777 == 0o600
     assert os.stat(os.path.dirname(path)).st_mode & 0o777 == 0o700
     config = b"x" * (1 << 20)
@@ -81,38 +164,32 @@ async def test_it_serves_on_a_socket_of_roots_alone(path: str) -> None:
     assert not os.path.exists(path)
 
 
-async def test_a_directory_that_others_could_enter_is_closed(path: str) -> None:
+async def test_a_directory_that_others_could_enter_is_closed(path: str, thread: Thread) -> None:
     os.mkdir(os.path.dirname(path), 0o755)
-    server = CniServer(echo, path)
+    server = CniServer(Echo(), path, writer=thread)
     await server.start()
     assert os.stat(os.path.dirname(path)).st_mode & 0o777 == 0o700
     await server.stop(0)
 
 
-async def test_a_socket_left_by_a_dead_daemon_is_replaced(path: str) -> None:
+async def test_a_socket_left_by_a_dead_daemon_is_replaced(path: str, thread: Thread) -> None:
     os.mkdir(os.path.dirname(path))
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
-    server = CniServer(echo, path)
+    server = CniServer(Echo(), path, writer=thread)
     await server.start()
     assert (await call(path, ExecuteRequest(command="DEL"))).exit_code == 3
     await server.stop(0)
 
 
-async def test_what_is_under_way_is_finished_when_it_stops(path: str) -> None:
-    server = CniServer(echo, path)
-    await server.start()
+async def test_what_is_under_way_is_finished_when_it_stops(path: str, server: CniServer) -> None:
     pending = asyncio.ensure_future(call(path, ExecuteRequest(command="sleep")))
     await asyncio.sleep(0.05)
     await server.stop(5)
     assert (await pending).exit_code == 5
 
 
-async def test_a_removed_socket_is_made_anew(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
-    server = CniServer(echo, path)
-    await server.start()
-    watch = asyncio.ensure_future(server.run())
+async def test_a_removed_socket_is_made_anew(path: str, watched: CniServer) -> None:
     for _ in range(3):
         os.unlink(path)
         if _ == 1:
@@ -124,18 +201,15 @@ async def test_a_removed_socket_is_made_anew(path: str, monkeypatch: pytest.Monk
         await asyncio.sleep(0.1)
         assert (await call(path, ExecuteRequest(command="DEL"))).exit_code == 3
         assert os.listdir(os.path.dirname(path)) == ["cni.sock"]
-    watch.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await watch
-    await server.stop(0)
+    assert watched.waiting == 0
 
 
-async def test_a_path_that_cannot_be_served_is_named(tmp_path: Path) -> None:
+async def test_a_path_that_cannot_be_served_is_named(tmp_path: Path, thread: Thread) -> None:
     with pytest.raises(CniSocketError, match="short"):
-        await CniServer(echo, str(tmp_path / ("x" * 200) / "cni.sock")).start()
+        await CniServer(Echo(), str(tmp_path / ("x" * 200) / "cni.sock"), writer=thread).start()
     (tmp_path / "file").touch()
     with pytest.raises(CniSocketError):
-        await CniServer(echo, str(tmp_path / "file" / "cni.sock")).start()
+        await CniServer(Echo(), str(tmp_path / "file" / "cni.sock"), writer=thread).start()
 
 
 @pytest.mark.usefixtures("server")
@@ -145,7 +219,7 @@ async def test_calls_share_a_connection(path: str) -> None:
 
         async def ask(number: int) -> None:
             config = bytes([number]) * 9000
-            request = ExecuteRequest(command="sleep" if number % 3 == 0 else "ADD", config=config)
+            request = ExecuteRequest(command="DEL" if number % 3 == 0 else "ADD", config=config)
             answer = ExecuteResponse.FromString(await method(request.SerializeToString(), timeout=10))
             assert answer.output == config
 
@@ -170,48 +244,47 @@ async def test_a_defect_ends_the_call_with_its_text(path: str) -> None:
     assert failed.value.details() == "ValueError: out of \N{SNOWMAN}"
 
 
-class Endless:
-    """Serves nothing, and says what became of the calls."""
-
-    def __init__(self) -> None:
-        self.begun, self.cancelled = asyncio.Event(), asyncio.Event()
-
-    async def __call__(self, _request: ExecuteRequest) -> ExecuteResponse:
-        self.begun.set()
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
-        raise AssertionError
-
-
-@pytest.mark.parametrize("how", ["deadline", "cancel", "close", "stop"])
-async def test_a_call_that_nobody_waits_for_is_cancelled(path: str, how: str) -> None:
-    endless = Endless()
-    server = CniServer(endless, path)
-    await server.start()
+@pytest.mark.parametrize("how", ["deadline", "cancel", "close"])
+async def test_a_call_that_nobody_waits_for_is_dropped_while_it_waits(
+    path: str, echo: Echo, watched: CniServer, how: str
+) -> None:
+    hanging = asyncio.ensure_future(call(path, ExecuteRequest(command="hang")))
+    await asyncio.to_thread(echo.begun.wait, 5)
     async with asyncio.timeout(5), grpc.aio.insecure_channel(f"unix:{path}") as channel:
-        method = raw(channel)
-        pending = method(ExecuteRequest().SerializeToString(), timeout=0.3 if how == "deadline" else None)
-        waiting = asyncio.ensure_future(pending.code())
-        await endless.begun.wait()
+        pending = raw(channel)(
+            ExecuteRequest(command="DEL").SerializeToString(), timeout=0.3 if how == "deadline" else None
+        )
+        code = asyncio.ensure_future(pending.code())
+        while watched.waiting == 0:  # noqa: ASYNC110 - a thread takes it in
+            await asyncio.sleep(0.01)
         if how == "cancel":
             pending.cancel()
         if how == "close":
             await channel.close(None)
-        if how == "stop":
-            await server.stop(0.05)
-        await endless.cancelled.wait()
-        expected = {"deadline": grpc.StatusCode.DEADLINE_EXCEEDED, "stop": grpc.StatusCode.UNAVAILABLE}
-        assert await waiting is expected.get(how, grpc.StatusCode.CANCELLED)
-    await server.stop(0)
+        expected = grpc.StatusCode.DEADLINE_EXCEEDED if how == "deadline" else grpc.StatusCode.CANCELLED
+        assert await code is expected
+        await asyncio.sleep(0.1)
+    echo.go_on.set()
+    assert (await hanging).exit_code == 4
+    assert (await call(path, ExecuteRequest(command="CHECK"))).exit_code == 5
+    assert echo.done == ["hang", "CHECK"]
 
 
-async def test_the_server_tells_the_deadline_by_itself(path: str) -> None:
-    endless = Endless()
-    server = CniServer(endless, path)
-    await server.start()
+@pytest.mark.usefixtures("watched")
+async def test_a_call_under_way_is_finished_when_its_client_goes(path: str, echo: Echo) -> None:
+    hanging = asyncio.ensure_future(call(path, ExecuteRequest(command="hang")))
+    await asyncio.to_thread(echo.begun.wait, 5)
+    hanging.cancel()
+    await asyncio.sleep(0.1)
+    echo.go_on.set()
+    assert (await call(path, ExecuteRequest(command="DEL"))).exit_code == 3
+    assert echo.done == ["hang", "DEL"]
+
+
+@pytest.mark.usefixtures("watched")
+async def test_while_the_kernel_hangs_status_is_answered_and_deadlines_are_told(
+    path: str, echo: Echo
+) -> None:
     reader, writer = await asyncio.open_unix_connection(path)
     fields = [
         (":method", "POST"),
@@ -219,16 +292,39 @@ async def test_the_server_tells_the_deadline_by_itself(path: str) -> None:
         ("content-type", "application/grpc"),
     ]
     block = Encoder().encode([*fields, ("grpc-timeout", "100m")])
+    body = ExecuteRequest(command="hang").SerializeToString()
     request = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, block)
     writer.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0) + request)
-    writer.write(http2.frame(http2.DATA, http2.END_STREAM, 1, bytes(5)))
+    writer.write(http2.frame(http2.DATA, http2.END_STREAM, 1, bytes(4) + bytes([len(body)]) + body))
+    await asyncio.to_thread(echo.begun.wait, 5)
     async with asyncio.timeout(5):
+        assert (await call(path, ExecuteRequest(command="STATUS"))).output == b"at once"
         said = b""
         while b"grpc-status\x014" not in said:
             said += await reader.read(65536)
-        await endless.cancelled.wait()
     writer.close()
     await writer.wait_closed()
+
+
+async def test_calls_that_are_under_way_too_long_are_left_alone_when_it_stops(
+    path: str, echo: Echo, server: CniServer
+) -> None:
+    hanging = asyncio.ensure_future(call(path, ExecuteRequest(command="hang")))
+    await asyncio.to_thread(echo.begun.wait, 5)
+    await server.stop(0.05)
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await hanging
+    assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_more_calls_than_the_limit_wait_at_the_socket(path: str, echo: Echo, thread: Thread) -> None:
+    server = CniServer(echo, path, writer=thread, limit=2)
+    await server.start()
+    calls = [asyncio.ensure_future(call(path, ExecuteRequest(command="hang"))) for _ in range(10)]
+    await asyncio.sleep(0.3)
+    assert server.waiting <= 2
+    echo.go_on.set()
+    assert [each.exit_code for each in await asyncio.gather(*calls)] == [4] * 10
     await server.stop(0)
 
 

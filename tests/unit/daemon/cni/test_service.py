@@ -6,12 +6,13 @@ import asyncio
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from daemon.cluster.model import Prefix
 from daemon.cni.naming import names
+from daemon.cni.server import Asked
 from daemon.config import Config
 from datapath.errors import NotANamespaceError
 from datapath.nft.hostports import HostPort
@@ -19,9 +20,6 @@ from datapath.writer import StoppedError
 from ipam.errors import StoreError
 from ipam.record import State
 from tests.unit.daemon.cni.conftest import FakeLocal, Node, decoded
-
-if TYPE_CHECKING:
-    from weft_rpc.cni_pb2 import ExecuteResponse
 
 
 def valid_only(entries: object) -> dict[str, Any]:
@@ -184,7 +182,8 @@ async def test_an_existing_interface_is_an_error_that_costs_nothing(node: Node) 
 async def test_a_sandbox_that_is_gone_is_unknown(node: Node) -> None:
     request = node.request("ADD")
     node.kernel.namespaces.clear()
-    assert decoded(await node.service.execute(request))[1]["code"] == 3
+    (response,) = await node.execute(request)
+    assert decoded(response)[1]["code"] == 3
     assert node.allocator.records() == ()
 
 
@@ -333,68 +332,38 @@ async def test_many_at_once_get_an_address_each(node: Node) -> None:
     assert node.kernel.table == {}
 
 
-async def test_adds_at_once_are_bounded(tmp_path: Any) -> None:
-    node = Node(str(tmp_path), config=Config(max_concurrent_adds=2))
-    at_once = highest = 0
-    run = node.writer.attachment
-
-    async def counted(job: Any) -> Any:
-        nonlocal at_once, highest
-        at_once += 1
-        highest = max(highest, at_once)
-        try:
-            return await run(job)
-        finally:
-            at_once -= 1
-
-    node.writer.attachment = counted  # type: ignore[method-assign]
-    await asyncio.gather(*(node.add(number) for number in range(10)))
-    assert highest == 2
-    node.close()
+async def test_adds_in_a_row_are_one_piece_and_what_fails_concerns_itself_alone(node: Node) -> None:
+    requests = [
+        node.request("ADD", 1),
+        node.request("ADD", 2, ifname="a/b"),
+        node.request("ADD", 1),
+        node.request("DEL", 1),
+        node.request("bogus", 3),
+        node.request("ADD", 4),
+    ]
+    asked = [Asked(request, time.perf_counter()) for request in requests]
+    node.loop = asyncio.get_running_loop()
+    pieces = await node.writer.attachment(lambda kernel: list(node.service.execute(kernel, asked)))
+    codes = [[decoded(each)[1]["code"] if each.exit_code else 0 for each in piece] for piece in pieces]
+    assert codes == [[0, 4, 103], [0], [4], [0]]
+    assert {record.key for record in node.allocator.records()} == {node.key(4)}
+    assert [call for call in node.kernel.calls if call == "expect 1"] == ["expect 1", "expect 1"]
 
 
-async def test_an_add_under_way_is_finished_when_its_caller_goes(node: Node) -> None:
-    began, go_on = threading.Event(), threading.Event()
-
-    def step() -> None:
-        began.set()
-        go_on.wait(10)
-
-    node.kernel.step = step
-    adding = asyncio.ensure_future(node.service.execute(node.request("ADD")))
-    await asyncio.to_thread(began.wait, 10)
-    adding.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await adding
-    deleting = asyncio.ensure_future(node.ask("DEL"))
-    await asyncio.sleep(0)
-    go_on.set()
-    # The DEL that follows finds the whole attachment and removes it.
-    assert await deleting == (0, None)
-    assert node.kernel.calls[-1].startswith("detach")
-    assert node.allocator.records() == ()
-    assert node.kernel.table == {}
-
-
-async def test_an_add_that_waits_is_dropped_with_its_caller(node: Node) -> None:
-    began, go_on = threading.Event(), threading.Event()
-
-    def step() -> None:
-        began.set()
-        go_on.wait(10)
-
-    node.kernel.step = step
-    first = asyncio.ensure_future(node.service.execute(node.request("ADD", 1)))
-    await asyncio.to_thread(began.wait, 10)
-    second = asyncio.ensure_future(node.service.execute(node.request("ADD", 2)))
+async def test_attachments_that_come_or_go_are_told_after_the_answer(node: Node) -> None:
+    node.loop = asyncio.get_running_loop()
+    asked = [Asked(node.request("ADD"), time.perf_counter())]
+    answers = node.service.execute(node.kernel, asked)
+    next(answers)
     await asyncio.sleep(0.01)
-    second.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await second
-    go_on.set()
-    assert (await first).exit_code == 0
-    await node.ask("DEL", 3)
-    assert {record.key for record in node.allocator.records()} == {node.key(1)}
+    assert node.changes == 0
+    assert list(answers) == []
+    await asyncio.sleep(0.01)
+    assert node.changes == 1
+    for command in ("VERSION", "STATUS", "CHECK"):
+        await node.ask(command)
+    await asyncio.sleep(0.01)
+    assert node.changes == 1
 
 
 WEB = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}
@@ -507,7 +476,7 @@ async def test_our_own_share_of_an_add_is_small(node: Node) -> None:
     for number in range(100):
         request = node.request("ADD", number)
         start = time.perf_counter()
-        response: ExecuteResponse = await node.service.execute(request)
+        (response,) = await node.execute(request)
         spent.append(time.perf_counter() - start)
         assert response.exit_code == 0
     assert sorted(spent)[50] < 0.005
