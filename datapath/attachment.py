@@ -224,15 +224,17 @@ def host_objects_of(
     ports: tuple[HostPort, ...] = (),
 ) -> tuple[KernelObject, ...]:
     """Return the same for a pod that is to be wired."""
-    by_size = {len(source): source for source in sources}
-    objects: list[KernelObject] = [PodLink(link)]
+    objects: tuple[KernelObject, ...] = (PodLink(link),)
     if ports and is_on_loopback(addresses, ports):
-        objects.append(Sysctl(f"net/ipv4/conf/{link}/route_localnet", "1"))
+        objects += (Sysctl(f"net/ipv4/conf/{link}/route_localnet", "1"),)
     for address in addresses:
-        size = len(address)
-        objects.append(LinkAddress(link, GATEWAYS[size], 8 * size))
-        objects.append(Route(address, 8 * size, link, source=by_size.get(size)))
-    return tuple(objects)
+        size, preferred = len(address), None
+        for source in sources:
+            if len(source) == size:
+                preferred = source
+        bits = 8 * size
+        objects += LinkAddress(link, GATEWAYS[size], bits), Route(address, bits, link, source=preferred)
+    return objects
 
 
 def _create(host: Socket, request: AttachRequest, namespace: int) -> tuple[int, int]:

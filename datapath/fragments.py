@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from datapath.desired import Fragment, object_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from datapath.desired import FragmentKey, KernelObject, ObjectKey, SetKey
     from datapath.nft.rules import Table
@@ -43,6 +43,15 @@ class Claims(Generic[K, V]):
             claims[holder] = self.values[key]
         claims[owner] = value
         self._elect(key, claims)
+
+    def put_all(self, owner: FragmentKey, values: Iterable[tuple[K, V]]) -> None:
+        """Claim several keys, each as `put` does."""
+        owners, contested, held = self._owners, self._contested, self.values
+        for key, value in values:
+            if owners.setdefault(key, owner) is owner and key not in contested:
+                held[key] = value
+            else:
+                self.put(owner, key, value)
 
     def drop(self, owner: FragmentKey, key: K) -> None:
         """Give up the claim of `owner`; the next one in line gets the key."""
@@ -147,7 +156,9 @@ class Fragments:
             self._fragments.pop(key, None)
         else:
             self._fragments[key] = fragment
-        if old is not new and old != new:
+        if old is _NOTHING:
+            self._put_new(key, new, touched)
+        elif old is not new and old != new:
             if old.objects != new.objects:
                 self._replace_objects(key, old, new, touched)
             if old.elements != new.elements:
@@ -155,6 +166,22 @@ class Fragments:
             if old.tables != new.tables:
                 self._replace_tables(key, old, new, touched)
         return touched
+
+    def _put_new(self, key: FragmentKey, new: Fragment, touched: Touched) -> None:
+        """Put what nobody had under this key before: as `_replace_*`, with nothing to compare."""
+        objects: dict[ObjectKey, KernelObject] = {(each.rank, each.key): each for each in new.objects}
+        self._objects.put_all(key, objects.items())
+        touched.objects |= objects.keys()
+        for each in new.elements:
+            name = each.key
+            claims = self._sets.get(name)
+            if claims is None:
+                claims = self._sets[name] = Claims()
+            claims.put_all(key, each.elements.items())
+            if each.elements:
+                touched.elements.setdefault(name, set()).update(each.elements)
+        if new.tables:
+            self._replace_tables(key, _NOTHING, new, touched)
 
     def _replace_objects(self, key: FragmentKey, old: Fragment, new: Fragment, touched: Touched) -> None:
         before = {object_key(value): value for value in old.objects}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datapath.fragments import Fragments, Touched
     from datapath.nft.connection import Nft
     from datapath.nft.plan import Change, Transaction
-    from datapath.nft.rules import Table
+    from datapath.nft.rules import Set, Table
 
 ACTION = "nftables could not be changed"
 
@@ -33,6 +33,7 @@ class RulesetSync:
         self._desired = desired
         self._elements: dict[SetKey, dict[bytes, bytes]] = {}
         self._tables: dict[tuple[int, str], Table] = {}
+        self._declared: dict[SetKey, tuple[Table, Set]] = {}
         self._generation = -1
         self._unread = True
         self._foreign = False
@@ -148,6 +149,7 @@ class RulesetSync:
             self.changes += [change for transaction in self._pending for change in transaction.changes]
         self._foreign = False
         self._tables = {table.key: table for table in wanted.tables}
+        self._declared.clear()
         declared = {(*table.key, each.name) for table in wanted.tables for each in table.sets}
         self._elements = {key: dict(elements) for key, elements in wanted.elements.items() if key in declared}
         self._touched.clear()
@@ -159,6 +161,7 @@ class RulesetSync:
         """Plan changes of tables from what is known of them; what that can't do, a reading does."""
         self._planned_in_full, self._planned = False, {}
         names, self._restructured = self._restructured, set()
+        self._declared.clear()
         for name in names:
             old, new = self._tables.pop(name, None), self._desired.tables.get(name)
             planned = restructure(old, new)
@@ -187,19 +190,28 @@ class RulesetSync:
         self._planned_in_full = False
         changes: list[SetChange] = []
         for key, elements in touched.items():
-            table = self._tables.get(key[:2])
-            declared = next((each for each in table.sets if each.name == key[2]), None) if table else None
-            if table is None or declared is None:
+            place = self._declared.get(key) or self._find(key)
+            if place is None:
                 continue  # its elements are written when it comes
             known = self._elements.setdefault(key, {})
             wanted = self._desired.elements(key)
             before = {each: known[each] for each in elements if each in known}
             after = {each: wanted[each] for each in elements if each in wanted}
-            changes.append(SetChange(table, declared, before, after))
+            changes.append(SetChange(*place, before, after))
             for each in before:
                 del known[each]
-            known.update(after)
+            known |= after
         self._pending.extend(change_elements(changes))
+
+    def _find(self, key: SetKey) -> tuple[Table, Set] | None:
+        """Find the declaration of a set in the tables as they are now; it is remembered until they change."""
+        table = self._tables.get(key[:2])
+        for each in table.sets if table is not None else ():
+            if each.name == key[2]:
+                assert table is not None
+                self._declared[key] = found = table, each
+                return found
+        return None
 
     def _overlap(self, touched: Mapping[SetKey, set[bytes]]) -> bool:
         """Whether any of these elements is in the latest plan of touched ones."""

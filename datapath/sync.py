@@ -138,12 +138,12 @@ class Sync:
         """
         self._incoming.pop(key, None)
         touched = self.desired.replace(key, fragment, touched)
+        desired, known = self.desired.objects, self.known
         for name in touched.objects:
-            value = self.desired.objects.get(name)
-            if value is None:
-                self.known.pop(name, None)
+            if name in desired:
+                known[name] = desired[name]
             else:
-                self.known[name] = value
+                known.pop(name, None)
         self._dirty -= touched.objects
         self._overtaken = True
         self._journal |= touched.objects

@@ -61,11 +61,12 @@ def transact(
         TransactionOutdatedError: somebody else committed since `generation`; nothing was changed.
         NetlinkError: a message was refused and nothing was changed. `index` counts in `messages`.
     """
-    expected = b"" if generation is None else attribute(_BATCH_GENID, generation.to_bytes(4, "big"))
-    frame = header(0, NFNL_SUBSYS_NFTABLES)
-    batch = [Message(_BATCH_BEGIN, 0, frame + expected), *messages, Message(_BATCH_END, 0, frame)]
+    begin = _BEGIN
+    if generation is not None:
+        expected = attribute(_BATCH_GENID, generation.to_bytes(4, "big"))
+        begin = begin._replace(payload=begin.payload + expected)
     # The kernel acknowledges no BATCH_END before 6.10, so the last real message asks for it.
-    _, errors = socket.exchange(batch, action, acknowledge=len(messages))
+    _, errors = socket.exchange((begin, *messages, _END), action, acknowledge=len(messages))
     if not errors:
         return
     first = errors[0]
@@ -75,6 +76,10 @@ def transact(
     index = None if first.index is None or not 0 < first.index <= len(messages) else first.index - 1
     where = action if index is None else f"{action}: {describe(messages[index])}"
     raise NetlinkError(first.code, where, index=index, detail=first.detail) from first
+
+
+_BEGIN = Message(_BATCH_BEGIN, 0, header(0, NFNL_SUBSYS_NFTABLES))
+_END = Message(_BATCH_END, 0, header(0, NFNL_SUBSYS_NFTABLES))
 
 
 def read_generation(socket: Socket) -> int:

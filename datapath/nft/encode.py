@@ -17,7 +17,7 @@ from datapath.nft.expressions import expressions
 from datapath.nft.rules import VERDICT, Family
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from datapath.nft.rules import Chain, DataType, Rule, Set, SetKey, Table
 
@@ -161,15 +161,15 @@ def flush_set(key: SetKey) -> Message:
     return _message(DELSETELEM, family, 0, string(ELEMENTS_TABLE, table) + string(ELEMENTS_SET, name))
 
 
-def add_elements(table: Table, declared: Set, elements: Mapping[bytes, bytes]) -> Iterator[Message]:
+def add_elements(table: Table, declared: Set, elements: Mapping[bytes, bytes]) -> list[Message]:
     """Add elements (encoded key to encoded data); one that exists with the same data is left as it is."""
     items = _elements(declared, sorted(elements.items()))
     return _element_messages(NEWSETELEM, NLM_F_CREATE, (*table.key, declared.name), items)
 
 
-def delete_elements(table: Table, declared: Set, keys: Iterable[bytes]) -> Iterator[Message]:
+def delete_elements(table: Table, declared: Set, keys: Iterable[bytes]) -> list[Message]:
     """Delete elements by encoded key. All must exist: one that does not fails the whole transaction."""
-    bare = ((key, b"") for key in sorted(keys))
+    bare = [(key, b"") for key in sorted(keys)]
     items = _elements(declared, bare, keys_only=True)
     return _element_messages(DELSETELEM, 0, (*table.key, declared.name), items)
 
@@ -178,7 +178,7 @@ def get_element(key: SetKey, element: bytes) -> Message:
     """Ask for one element of a set without ranges by its encoded key; ENOENT where there is none."""
     family, table, name = key
     listed = nest(ELEMENTS_LIST, nest(LIST_ITEM, _value(ELEMENT_KEY, element)))
-    return _message(GETSETELEM, family, 0, _elements_head(table, name) + listed)
+    return Message(nft_kind(GETSETELEM), 0, _elements_head(family, table, name) + listed)
 
 
 def set_flags(declared: Set) -> int:
@@ -279,15 +279,19 @@ def _type_number(types: tuple[DataType, ...]) -> int:
 
 def _elements(
     declared: Set, elements: Iterable[tuple[bytes, bytes]], *, keys_only: bool = False
-) -> Iterator[bytes]:
+) -> list[bytes]:
     """Encode elements as list items."""
     verdicts = declared.data == (VERDICT,)
     if not declared.interval and (keys_only or not verdicts):
-        yield from _plain_elements(declared, elements, keys_only=keys_only)
-        return
+        # They differ in key and data alone, which come padded, as attributes are.
+        head, between = _plain_frame(declared, keys_only)
+        if between:
+            return [head + encoded + between + value for encoded, value in elements]
+        return [head + encoded for encoded, _ in elements]
     length = width(declared.key)
     stored = len(declared.key) == 1 and declared.interval
     concatenated = len(declared.key) > 1 and declared.interval
+    items: list[bytes] = []
     for encoded, data in elements:
         key, last = encoded[:length], encoded[padded(length) :]
         item = _value(ELEMENT_KEY, key)
@@ -296,7 +300,7 @@ def _elements(
         if declared.data and not keys_only:
             item += _verdict(data) if verdicts else _value(ELEMENT_DATA, data[: width(declared.data)])
         if not stored:
-            yield nest(LIST_ITEM, item)
+            items.append(nest(LIST_ITEM, item))
             continue
         # One item of two: a message never separates start and end. All ones has no successor: an open end.
         end = int.from_bytes(last, "big") + 1
@@ -304,26 +308,17 @@ def _elements(
         if end >> (length * 8) == 0:
             closing = _value(ELEMENT_KEY, end.to_bytes(length, "big"))
             item += nest(LIST_ITEM, closing, be32(ELEMENT_FLAGS, ELEMENT_INTERVAL_END))
-        yield item
+        items.append(item)
+    return items
 
 
-def _plain_elements(
-    declared: Set, elements: Iterable[tuple[bytes, bytes]], *, keys_only: bool
-) -> Iterator[bytes]:
-    """Encode elements that differ in key and data alone: what stands around these is made once.
-
-    Keys and data come padded, as attributes are.
-    """
+@lru_cache(maxsize=4096)
+def _plain_frame(declared: Set, keys_only: bool) -> tuple[bytes, bytes]:
+    """Return what stands before the key of an element, and between it and its data."""
     key, data = bytes(width(declared.key)), bytes(width(declared.data)) if declared.data else b""
     behind = _value(ELEMENT_DATA, data) if data and not keys_only else b""
     head = nest(LIST_ITEM, _value(ELEMENT_KEY, key), behind)[: 3 * _HEAD_BYTES]
-    if not behind:
-        for encoded, _ in elements:
-            yield head + encoded
-        return
-    between = behind[: 2 * _HEAD_BYTES]
-    for encoded, value in elements:
-        yield head + encoded + between + value
+    return head, behind[: 2 * _HEAD_BYTES]
 
 
 def _value(kind: int, value: bytes) -> bytes:
@@ -337,19 +332,23 @@ def _verdict(data: bytes) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _elements_head(table: str, name: str) -> bytes:
-    return string(ELEMENTS_TABLE, table) + string(ELEMENTS_SET, name)
+def _elements_head(family: int, table: str, name: str) -> bytes:
+    return header(family) + string(ELEMENTS_TABLE, table) + string(ELEMENTS_SET, name)
 
 
-def _element_messages(kind: int, flags: int, key: SetKey, items: Iterator[bytes]) -> Iterator[Message]:
-    family, head = key[0], _elements_head(*key[1:])
+def _element_messages(kind: int, flags: int, key: SetKey, items: Sequence[bytes]) -> list[Message]:
+    head, kind = _elements_head(*key), nft_kind(kind)
+    listed = b"".join(items)
+    if len(listed) <= _LIST_BYTES:
+        return [Message(kind, flags, head + nest(ELEMENTS_LIST, listed))] if listed else []
+    messages: list[Message] = []
     pending: list[bytes] = []
     size = 0
     for item in items:
         if size + len(item) > _LIST_BYTES:
-            yield _message(kind, family, flags, head + nest(ELEMENTS_LIST, *pending))
+            messages.append(Message(kind, flags, head + nest(ELEMENTS_LIST, *pending)))
             pending, size = [], 0
         pending.append(item)
         size += len(item)
-    if pending:
-        yield _message(kind, family, flags, head + nest(ELEMENTS_LIST, *pending))
+    messages.append(Message(kind, flags, head + nest(ELEMENTS_LIST, *pending)))
+    return messages

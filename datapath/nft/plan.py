@@ -12,6 +12,7 @@ import struct
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from datapath.netlink.attributes import NLA_F_NESTED, items
@@ -21,7 +22,7 @@ from datapath.nft.render import render_element
 from datapath.nft.rules import Family
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
     from datapath.netlink.transport import Message
     from datapath.nft.observe import ObservedChain, ObservedRuleset
@@ -356,27 +357,32 @@ def _element_steps(changes: Iterable[SetChange]) -> Iterator[_Step]:
 
     What is deleted and what takes its place (other data for a key, another cut of a range) is in one piece.
     """
-    ordered = sorted(changes, key=lambda each: each.declared.rank)
+    ordered = sorted(changes, key=_RANK)
     for change in ordered:
         yield from _coming(change)
     for change in reversed(ordered):
-        if not change.declared.interval:
+        if change.current and not change.declared.interval:
             gone = [key for key in change.current if key not in change.wanted]
             for start in range(0, len(gone), _PIECE):
                 yield _piece(change.table, change.declared, gone[start : start + _PIECE], {})
 
 
-def _coming(change: SetChange) -> Iterator[_Step]:
-    """Yield what is new or has new data; of an interval set also what goes."""
+_RANK = attrgetter("declared.rank")
+
+
+def _coming(change: SetChange) -> Sequence[_Step]:
+    """Return what is new or has new data; of an interval set also what goes."""
     table, declared, current, wanted = change
+    if not current and len(wanted) <= _PIECE:
+        return (_piece(table, declared, (), dict(wanted)),) if wanted else ()
     new = [key for key, data in wanted.items() if current.get(key) != data]
     old = [key for key in current if key not in wanted] if declared.interval else []
     old += [key for key in new if key in current]
     if not old and not new:
-        return
+        return ()
     if len(old) + len(new) <= _PIECE:
-        yield _piece(table, declared, old, {key: wanted[key] for key in new})
-        return
+        return (_piece(table, declared, old, {key: wanted[key] for key in new}),)
+    pieces: list[_Step] = []
     half = encode.padded(encode.width(declared.key)) if declared.interval else 0
     marked = sorted([(key, False) for key in old] + [(key, True) for key in new])
     gone: list[bytes] = []
@@ -385,17 +391,17 @@ def _coming(change: SetChange) -> Iterator[_Step]:
     for key, is_new in marked:
         first, last = (key[:half], key[half:]) if half else (key, key)
         if len(gone) + len(come) >= _PIECE and first > reach:
-            yield _piece(table, declared, gone, come)
+            pieces.append(_piece(table, declared, gone, come))
             gone, come = [], {}
         reach = max(reach, last)
         if is_new:
             come[key] = wanted[key]
         else:
             gone.append(key)
-    yield _piece(table, declared, gone, come)
+    return (*pieces, _piece(table, declared, gone, come))
 
 
-def _piece(table: Table, declared: Set, gone: list[bytes], come: dict[bytes, bytes]) -> _Step:
+def _piece(table: Table, declared: Set, gone: Sequence[bytes], come: Mapping[bytes, bytes]) -> _Step:
     messages: list[Message] = []
     if gone:
         messages += encode.delete_elements(table, declared, gone)
@@ -405,7 +411,7 @@ def _piece(table: Table, declared: Set, gone: list[bytes], come: dict[bytes, byt
 
 
 def _piece_changes(
-    table: Table, declared: Set, gone: list[bytes], come: dict[bytes, bytes]
+    table: Table, declared: Set, gone: Sequence[bytes], come: Mapping[bytes, bytes]
 ) -> Iterator[Change]:
     place = f"set {_table_name(table)} {declared.name}"
     if gone:

@@ -131,14 +131,14 @@ def pod_sources(host_link: str, addresses: Iterable[bytes]) -> tuple[SetElements
 
     They must be in before the pod sends its first packet, and go when the veth goes.
     """
+    # As `key` would make it: both are whole words.
+    link = interface(host_link)
     return tuple(
-        SetElements(
-            (int(Family.IPV4 if len(address) == IPV4_ADDR.size else Family.IPV6), TABLE),
-            SOURCES,
-            {key(interface(host_link), address): b""},
-        )
-        for address in addresses
+        [SetElements(_TABLES[len(address)], SOURCES, {link + address: b""}) for address in addresses]
     )
+
+
+_TABLES = {IPV4_ADDR.size: (int(Family.IPV4), TABLE), IPV6_ADDR.size: (int(Family.IPV6), TABLE)}
 
 
 def _table(family: Family, options: TableOptions) -> Table:
