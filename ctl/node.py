@@ -25,10 +25,9 @@ from datapath.nft.hostports import HostPort
 from datapath.snapshot import SnapshotError
 from datapath.sync import Sync
 from ipam import messages, reading
-from ipam.audit import audit
+from ipam.audit import audit, is_complete
 from ipam.errors import StoreError
 from ipam.pool import Pool
-from ipam.record import State
 from weft_rpc import admin_pb2
 
 if TYPE_CHECKING:
@@ -76,7 +75,8 @@ class NodeState:
                 sync = Sync(route, nft)
                 for key, fragment in wanted.fragments.items():
                     sync.desired.replace(key, fragment)
-                for pod in (_attachment(each) for each in database.records if each.state is State.ATTACHED):
+                links = self._links()
+                for pod in (_attachment(each) for each in database.records if is_complete(each, links)):
                     fragment = attachment_fragment(pod, wanted.sources)
                     sync.desired.replace(attachment_key(pod.host_link), fragment)
                 found = sync.difference()

@@ -76,6 +76,14 @@ def write(record: Record) -> str:
     )
 
 
+def is_of(text: str, record: Record) -> bool:
+    """Whether an alias is the one that `write` makes of a record."""
+    try:
+        return text == write(record)
+    except AliasError:
+        return False
+
+
 def read(text: str) -> Alias:
     """Return what an alias says.
 

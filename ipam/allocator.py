@@ -1,5 +1,8 @@
 """Hands out addresses and takes them back: reserve (intent), confirm, release; each is one transaction.
 
+A confirmation is known at once and written with `settle`, since whoever waits for the attachment need not
+wait for that: a pod that is wired is found by its link's alias.
+
 The address that has been free for longest goes first, a released one rests before it is taken again unless
 nothing else is left. Owns no kernel state: the caller wires the pod between `reserve` and `confirm` and takes
 the wiring down between `begin_release` and `release`. Used by one thread at a time; `records` and `usage` by
@@ -168,14 +171,21 @@ class Allocator:
             ports=wish.ports,
         )
 
-    def confirm(self, *keys: AttachmentKey) -> list[Record]:
-        """Record that the wiring is complete, of all the keys' attachments in one transaction.
+    def confirm(self, key: AttachmentKey) -> Record:
+        """Remember that the wiring is complete; `settle` writes it.
 
         Raises:
-            UnknownAttachmentError: nothing was reserved under a key.
-            StoreError: the database can't be written; the attachments are still pending.
+            UnknownAttachmentError: nothing was reserved under the key.
         """
-        return self.store.set_states(keys, State.ATTACHED)
+        return self.store.confirm(key)
+
+    def settle(self) -> None:
+        """Write all confirmations that are not yet, in one transaction.
+
+        Raises:
+            StoreError: the database can't be written; the next call tries again.
+        """
+        self.store.settle()
 
     def begin_release(self, key: AttachmentKey) -> Record:
         """Record the intent to take the wiring down.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ipam.alias import read
+from ipam.alias import is_of, read
 from ipam.errors import AliasError
 from ipam.record import State
 
@@ -57,11 +57,22 @@ def audit(
     return tuple(fault for fault in faults if fault is not None)
 
 
+def is_complete(record: Record, links: Mapping[str, str]) -> bool:
+    """Whether a daemon that starts takes an attachment for wired; arguments as for `audit`.
+
+    A link gets its alias in one step with the last of its wiring. So a pending record whose link bears it
+    lacks nothing but the word of a daemon that died before it could write that.
+    """
+    if record.state is State.PENDING:
+        return is_of(links.get(record.host_link, ""), record)
+    return record.state is State.ATTACHED
+
+
 def _judge(
     record: Record, links: Mapping[str, str], lives: Callable[[str], bool], now: float
 ) -> Fault | None:
     reason = ""
-    if record.state is not State.ATTACHED:
+    if not is_complete(record, links):
         waited = now - record.created
         if waited > PATIENCE:
             reason = f"it is {record.state.name.lower()} since {waited:.0f} s"

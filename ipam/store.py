@@ -5,6 +5,9 @@ process. After a reboot the content is void, as the pods are: the boot id inside
 system. Memory holds the same rows, so reading costs nothing and a removed or damaged file is written anew
 from there. No address is held twice because the database refuses it, whatever the code above does.
 
+What `confirm` says is in memory at once and in the file with `settle`, or with the next change of the same
+record: until then the file calls complete attachments pending. Nobody's address hangs on that.
+
 One process opens the file (the daemon's lock sees to that), one thread at a time changes it. Chooses no
 addresses.
 """
@@ -81,6 +84,7 @@ class Store:
         self._lock = threading.Lock()
         self.records: dict[AttachmentKey, Record] = {}
         self.released: dict[bytes, int] = {}
+        self._unwritten: dict[AttachmentKey, None] = {}
         try:
             self._database = self._open()
             self.fresh = not self._load()
@@ -106,20 +110,37 @@ class Store:
             del self.released[address]
 
     def set_state(self, key: AttachmentKey, state: State) -> Record:
-        """Change an attachment's state and return it. Raises as `set_states`."""
-        return self.set_states((key,), state)[0]
-
-    def set_states(self, keys: Sequence[AttachmentKey], state: State) -> list[Record]:
-        """Change the state of attachments, of all or of none, and return them.
+        """Change an attachment's state and return it.
 
         Raises:
-            UnknownAttachmentError: one is not recorded.
+            UnknownAttachmentError: there is none.
             StoreError: it can't be written.
         """
-        records = [self._known(key).in_state(state) for key in keys]
-        self._write([(_STATE, (int(state), *key)) for key in keys])
-        self.records.update(zip(keys, records, strict=True))
-        return records
+        record = self._known(key).in_state(state)
+        self._write([(_STATE, (int(state), *key))])
+        self.records[key] = record
+        self._unwritten.pop(key, None)
+        return record
+
+    def confirm(self, key: AttachmentKey) -> Record:
+        """Call an attachment complete and return it; `settle` writes that.
+
+        Raises:
+            UnknownAttachmentError: there is none.
+        """
+        record = self.records[key] = self._known(key).in_state(State.ATTACHED)
+        self._unwritten[key] = None
+        return record
+
+    def settle(self) -> None:
+        """Write what was confirmed, all in one transaction; cheap when all is written.
+
+        Raises:
+            StoreError: it can't be written; the next call tries again.
+        """
+        unwritten = tuple(self._unwritten)
+        self._write(_confirmations(unwritten))
+        self._written(unwritten)
 
     def remove(self, key: AttachmentKey) -> Record:
         """Forget an attachment, let its addresses rest from now on, and return it.
@@ -133,6 +154,7 @@ class Store:
         rest: list[Statement] = [(_REST, (address, now)) for address in record.addresses]
         self._write([(_DELETE, tuple(key)), *rest])
         del self.records[key]
+        self._unwritten.pop(key, None)
         self.released.update((address, now) for address in record.addresses)
         return record
 
@@ -161,8 +183,11 @@ class Store:
             return True
 
     def close(self) -> None:
-        """Close the file; the store can't be used afterwards."""
+        """Close the file, complete if it can be written; the store can't be used afterwards."""
         with self._lock:
+            if self._unwritten and not self._closed:
+                with suppress(sqlite3.Error):
+                    self._transaction(_confirmations(self._unwritten))
             self._closed = True
             self._database.close()
 
@@ -171,6 +196,10 @@ class Store:
         if record is None:
             raise UnknownAttachmentError(f"no attachment {key} is recorded")
         return record
+
+    def _written(self, keys: Iterable[AttachmentKey]) -> None:
+        for key in keys:
+            self._unwritten.pop(key, None)
 
     def _write(self, statements: Sequence[Statement]) -> None:
         if not statements:
@@ -290,6 +319,8 @@ class Store:
             self._remove_companions()
             self._database = self._open()
             self._void()
+            # Before the records are looked at: the writer's thread may confirm one meanwhile.
+            unwritten = tuple(self._unwritten)
             self._transaction(
                 [(_INSERT, _row(record)) for record in self.records.values()]
                 + [(_REST, (address, at)) for address, at in self.released.items()]
@@ -297,6 +328,7 @@ class Store:
             )
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{self.path} was lost and can't be written anew: {error}") from error
+        self._written(unwritten)
         self._identity = self._file_identity()
 
     def _file_identity(self) -> tuple[int, ...]:
@@ -308,6 +340,10 @@ class Store:
                 return ()
             found += (status.st_dev, status.st_ino)
         return tuple(found)
+
+
+def _confirmations(keys: Iterable[AttachmentKey]) -> list[Statement]:
+    return [(_STATE, (int(State.ATTACHED), *key)) for key in keys]
 
 
 def _row(record: Record) -> tuple[Any, ...]:

@@ -1,35 +1,38 @@
 """Makes, checks and removes attachments: IPAM's record and the kernel's wiring as one piece.
 
 Everything here runs on the writer's thread, one call after the other. That is what serialises requests for
-one attachment, and it is why a call never leaves anything half done behind but by dying: then the record says
-so, and `collect` finishes or undoes it. Owns no protocol; raises CniError where the runtime must be told a
-code, lets the exceptions of ipam and datapath pass otherwise.
+one attachment, and it is why a call never leaves anything half done behind but by dying: then record and link
+say so, and `collect` finishes or undoes it. That an attachment is complete is written after its ADD was
+answered, by `settle`; until then its link's alias says it. Owns no protocol; raises CniError where the
+runtime must be told a code, lets the exceptions of ipam and datapath pass otherwise.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from daemon.cni.errors import CniError, Code
-from daemon.cni.naming import is_host_link, names
+from daemon.cni.links import aliases, records_of, with_ports
+from daemon.cni.naming import names
 from daemon.compile.hostports import stale_flows
-from datapath.attachment import DOOMED_GROUP, Attachment, AttachRequest
+from datapath.attachment import Attachment, AttachRequest
 from datapath.errors import DatapathError, NamespaceError, NamespaceGoneError, NotANamespaceError
 from datapath.netns import open_namespace
 from datapath.nft.elements import Range
 from datapath.nft.hostports import HostPort
 from ipam import alias
 from ipam.allocator import Wish
+from ipam.audit import is_complete
 from ipam.errors import AliasError, IpamError, PortTakenError
-from ipam.ports import PortMapping
-from ipam.record import Record, State
+from ipam.record import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+    from daemon.cni.links import Link
     from datapath.attachment import Attached
     from datapath.conntrack import StaleFlows
     from datapath.desired import Address
@@ -37,31 +40,8 @@ if TYPE_CHECKING:
     from datapath.policy import Direction
     from ipam.allocator import Allocator
     from ipam.pool import Pool
-    from ipam.record import AttachmentKey
-
-
-class Link(Protocol):
-    """What is read of a link (datapath.netlink.links.LinkState)."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def kind(self) -> str:
-        """Kind as rtnetlink names it."""
-
-    @property
-    def group(self) -> int:
-        """IFLA_GROUP: detached links wait in one for their destruction."""
-
-    @property
-    def alias(self) -> str:
-        """IFLA_IFALIAS."""
-
-    @property
-    def mtu(self) -> int:
-        """Bytes."""
+    from ipam.ports import PortMapping
+    from ipam.record import AttachmentKey, Record
 
 
 class Kernel(Protocol):
@@ -124,12 +104,14 @@ class Collected:
     """What a collection did.
 
     Attributes:
+        confirmed: attachments found complete whose ADD had no time to say so.
         released: attachments released, and why.
         orphans: host links removed that no record knew.
         broken: attachments whose host link is gone while their namespace lives; they are kept.
         problems: what could not be done, in words; the next collection tries again.
     """
 
+    confirmed: list[Record] = field(default_factory=list)
     released: list[tuple[Record, str]] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
     broken: list[Record] = field(default_factory=list)
@@ -178,6 +160,8 @@ class Attachments:
         self._lives = lives or is_namespace
         self._on_stale_flows = on_stale_flows
         self._handover = handover
+        # Pending in a living process is only what it gave up. These are of one that died, at whatever step.
+        self._inherited = {record.key for record in ipam.records() if record.state is State.PENDING}
 
     def add(self, kernel: Kernel, request: Request) -> Added:
         """Attach a pod.
@@ -196,7 +180,7 @@ class Attachments:
     def add_all(self, kernel: Kernel, requests: Sequence[Request]) -> list[Added | Exception]:
         """Attach pods. Each is wired by itself; records and elements of all are one transaction each.
 
-        What fails for one does not touch the others.
+        What fails for one does not touch the others. Call `settle` once the callers have their answers.
 
         Returns:
             For each request what `add` would return or raise.
@@ -212,7 +196,9 @@ class Attachments:
         for add in group:
             self._wire(kernel, add)
         wired = time.perf_counter()
-        self._confirm(kernel, group)
+        for add in group:
+            if add.failure is None:
+                add.record = self._confirm(add.request.key)
         share = (reserved - began + time.perf_counter() - wired) / len(group)
         for add in group:
             add.seconds |= {"ipam": share, "nft": (admitted - reserved) / len(group)}
@@ -288,8 +274,7 @@ class Attachments:
             while isinstance(found, PortTakenError) and found.holder.key not in busy:
                 # Another ADD of the group may have taken it down already.
                 if self.ipam.get(found.holder.key) is not None:
-                    links = {link.name for link in _host_links(kernel.links())}
-                    if self._judge(found.holder, links) in ("", _BROKEN):
+                    if self._judge(found.holder, aliases(kernel.links())) in ("", _BROKEN):
                         break
                     self._take_down(kernel, found.holder)
                 (found,) = self.ipam.reserve_all((wish,))
@@ -311,18 +296,20 @@ class Attachments:
                 "host": attached.host_seconds,
             }
 
-    def _confirm(self, kernel: Kernel, group: Iterable[_Add]) -> None:
-        wired = [add for add in group if add.failure is None]
-        try:
-            records = self.ipam.confirm(*(add.request.key for add in wired))
-        except IpamError as error:
-            for add in wired:
-                self._give_up(kernel, add, error)
-        else:
-            for add, record in zip(wired, records, strict=True):
-                add.record = record
-                if record.ports:
-                    self._on_stale_flows(stale_flows(record, self.ipam.records()))
+    def _confirm(self, key: AttachmentKey) -> Record:
+        record = self.ipam.confirm(key)
+        if record.ports:
+            self._on_stale_flows(stale_flows(record, self.ipam.records()))
+        return record
+
+    def settle(self) -> None:
+        """Write that the new attachments are complete, all in one transaction; cheap when all is written.
+
+        Raises:
+            StoreError: the database can't be written. Nothing is lost: the next call or collection tries
+                again, and after a restart the links' aliases tell.
+        """
+        self.ipam.settle()
 
     def _give_up(self, kernel: Kernel, add: _Add, failure: Exception) -> None:
         """Undo what was done for one; what can't be undone now is recorded, and collected later."""
@@ -411,36 +398,9 @@ class Attachments:
             StoreError: the database can't be written.
             DatapathError: the links can't be listed.
         """
-        problems: list[str] = []
-        records: list[Record] = []
-        now = self.ipam.store.clock() / 1e9
-        for link in _host_links(kernel.links()):
-            if not link.alias:
-                continue  # An ADD died before it set the alias, and told nobody: `collect` removes the link.
-            try:
-                noted = alias.read(link.alias)
-            except AliasError as error:
-                problems.append(f"link {link.name}: {error}")
-                continue
-            if names(noted.key)[0] != link.name:
-                problems.append(f"link {link.name} has the alias of another link: {link.alias!r}")
-                continue
-            records.append(
-                Record(
-                    noted.key,
-                    noted.netns,
-                    link.name,
-                    noted.mac,
-                    link.mtu,
-                    noted.addresses,
-                    noted.pod_namespace,
-                    noted.pod_name,
-                    state=State.ATTACHED,
-                    created=now,
-                )
-            )
+        records, problems = records_of(kernel.links(), self.ipam.store.clock() / 1e9)
         if records:
-            records = _with_ports(records, kernel.host_ports())
+            records = with_ports(records, kernel.host_ports())
         return (*problems, *self.ipam.restore(records))
 
     def collect(self, kernel: Kernel) -> Collected:
@@ -454,10 +414,12 @@ class Attachments:
             DatapathError: the links can't be listed.
         """
         found = Collected()
-        links = {link.name for link in _host_links(kernel.links())}
+        links = aliases(kernel.links())
         for record in self.ipam.records():
             reason = self._judge(record, links)
-            if reason == _BROKEN:
+            if not reason and record.state is State.PENDING:
+                found.confirmed.append(self._confirm(record.key))
+            elif reason == _BROKEN:
                 found.broken.append(record)
             elif reason:
                 try:
@@ -465,8 +427,13 @@ class Attachments:
                     found.released.append((record, reason))
                 except (DatapathError, IpamError) as error:
                     found.problems.append(f"attachment {record.key} can't be released: {error}")
+        self._inherited.clear()
+        try:
+            self.settle()
+        except IpamError as error:
+            found.problems.append(f"attachments can't be confirmed: {error}")
         known = {record.host_link for record in self.ipam.records()}
-        for name in sorted(links - known):
+        for name in sorted(links.keys() - known):
             try:
                 kernel.detach(Attachment(name, "", "", bytes(6), 0, ()))
                 found.orphans.append(name)
@@ -474,11 +441,14 @@ class Attachments:
                 found.problems.append(f"link {name} without an attachment can't be removed: {error}")
         return found
 
-    def _judge(self, record: Record, links: Iterable[str]) -> str:
-        if record.state is State.PENDING:
-            return "its ADD was interrupted"
+    def _judge(self, record: Record, links: Mapping[str, str]) -> str:
+        """Say why an attachment is dead, "" when it lives; `links` are names and aliases."""
         if record.state is State.RELEASING:
             return "its DEL was interrupted"
+        if record.state is State.PENDING and not (
+            record.key in self._inherited and is_complete(record, links)
+        ):
+            return "its ADD was interrupted"
         if record.host_link in links:
             return ""
         return _BROKEN if self._lives(record.netns) else "its network namespace is gone"
@@ -488,9 +458,7 @@ class Attachments:
         known = self.ipam.get(key)
         if known is None:
             return
-        if known.state is State.ATTACHED and any(
-            link.name == known.host_link for link in _host_links(kernel.links())
-        ):
+        if not self._judge(known, aliases(kernel.links())):
             raise CniError(
                 Code.ALREADY_ATTACHED,
                 f"attachment {known.key} exists already",
@@ -524,14 +492,6 @@ def is_namespace(path: str) -> bool:
     return True
 
 
-def _host_links(links: Iterable[Link]) -> list[Link]:
-    return [
-        link
-        for link in links
-        if link.kind == "veth" and link.group != DOOMED_GROUP and is_host_link(link.name)
-    ]
-
-
 def _attachment(record: Record, netns: str) -> Attachment:
     return Attachment(
         record.host_link,
@@ -546,19 +506,6 @@ def _attachment(record: Record, netns: str) -> Attachment:
 
 def _host_ports(record: Record) -> tuple[HostPort, ...]:
     return tuple(HostPort(*each) for each in record.ports) if record.ports else ()
-
-
-def _with_ports(records: Iterable[Record], ports: Mapping[Address, tuple[HostPort, ...]]) -> list[Record]:
-    """Return records with the host ports that the kernel has for their addresses."""
-    return [
-        replace(
-            record,
-            ports=tuple(
-                PortMapping(*each) for address in record.addresses for each in ports.get(address, ())
-            ),
-        )
-        for record in records
-    ]
 
 
 def _attach_request(record: Record, request: Request) -> AttachRequest:

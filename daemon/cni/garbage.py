@@ -236,6 +236,8 @@ class Garbage:
 
     async def _collect(self) -> Collected:
         collected = await self._writer.attachment(self._attachments.collect)
+        for record in collected.confirmed:
+            log.info("attachment confirmed: its ADD had no time to say so", attachment=str(record.key))
         for record, reason in collected.released:
             log.info("attachment collected", attachment=str(record.key), reason=reason)
         for name in collected.orphans:

@@ -151,10 +151,18 @@ class CniService:
                 traces = [Trace(each.request.command, each.arrived) for each in piece]
                 if adds:
                     yield self._add(kernel, piece, traces)
+                    self._settle()
                 else:
                     yield [self._run(kernel, piece[0], traces[0])]
                 self._conclude(traces)
         self._began = 0.0
+
+    def _settle(self) -> None:
+        """Write that attachments are complete. Who dies before finds it in the kernel."""
+        try:
+            self._attachments.settle()
+        except StoreError as error:
+            log.warning("attachments can't be confirmed, it is tried again", error=str(error))
 
     def _conclude(self, traces: Sequence[Trace]) -> None:
         """Do what nobody waits for."""

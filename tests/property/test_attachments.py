@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from daemon.cni.attachments import Attachments, Request
 from daemon.cni.errors import CniError, Code
 from daemon.cni.naming import names
 from ipam.allocator import Allocator
-from ipam.errors import ExhaustedError, PortTakenError
+from ipam.errors import ExhaustedError, PortTakenError, StoreError
 from ipam.pool import Pool
 from ipam.ports import PortMapping, claims
 from ipam.record import AttachmentKey, State
@@ -78,6 +79,7 @@ class Node(RuleBasedStateMachine):
         self.boots = 0
         self.now = SECOND
         self.fuse = -1
+        self.disk_is_full = False
         self.serial = 0
         self.kernel = FakeKernel(step=self.step)
         self.sandboxes: dict[int, tuple[str, AttachmentKey]] = {}
@@ -96,6 +98,13 @@ class Node(RuleBasedStateMachine):
             raise Killed
         self.fuse -= 1
 
+    def statement(self) -> None:
+        self.step()
+        if self.disk_is_full:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+
     @property
     def path(self) -> str:
         return os.path.join(self.directory, "state.db")
@@ -103,8 +112,9 @@ class Node(RuleBasedStateMachine):
     def start(self) -> None:
         """What the daemon does when it starts, in its order."""
         self.fuse = -1
+        self.disk_is_full = False
         self.store = Store(self.path, boot=f"boot-{self.boots}", clock=lambda: self.now)
-        self.store._database = Database(self.store._database, self.step)  # type: ignore[assignment]
+        self.store._database = Database(self.store._database, self.statement)  # type: ignore[assignment]
         self.attachments = Attachments(Allocator(self.store, cooldown=30), lives=self.kernel.lives)
         if self.store.fresh:
             assert self.attachments.rebuild(self.kernel) == ()
@@ -147,8 +157,9 @@ class Node(RuleBasedStateMachine):
         chosen=st.lists(numbers, min_size=1, max_size=5),
         fuse=st.one_of(st.just(-1), st.integers(0, 40)),
         lost=st.booleans(),
+        settled=st.booleans(),
     )
-    def add(self, chosen: list[int], fuse: int, lost: bool) -> None:
+    def add(self, chosen: list[int], fuse: int, lost: bool, settled: bool) -> None:
         """Several at once, as they wait in a burst."""
         asked = [self.sandbox(number) for number in chosen]
         asked = [(netns, key) for netns, key in asked if key not in self.told]
@@ -178,10 +189,24 @@ class Node(RuleBasedStateMachine):
                 else:
                     self.told[request.key] = outcome.record.addresses
                     self.unsure.discard(request.key)
+            if settled:
+                self.attachments.settle()
 
         if not self.run(fuse, work, lost=lost):
             # Nobody was told whether it was done. The runtime deletes it, sooner or later or never.
-            self.unsure.update(key for _, key in asked)
+            self.unsure.update(key for _, key in asked if key not in self.told)
+
+    @rule(fuse=st.one_of(st.just(-1), st.integers(0, 3)), full=st.booleans())
+    def settle(self, fuse: int, full: bool) -> None:
+        """What came behind an answer comes late, or finds a full disk."""
+        self.disk_is_full = full
+
+        def work() -> None:
+            with suppress(StoreError):
+                self.attachments.settle()
+
+        self.run(fuse, work)
+        self.disk_is_full = False
 
     @rule(number=numbers, fuse=st.one_of(st.just(-1), steps))
     def delete(self, number: int, fuse: int) -> None:
@@ -286,12 +311,7 @@ class Node(RuleBasedStateMachine):
         assert set(self.kernel.table) <= known
         for record in self.attachments.ipam.records():
             link = self.kernel.table.get(record.host_link)
-            # Where kill and loss of the database meet, half an attachment looks like a whole one.
-            assert (
-                link is None
-                or record.key in self.unsure
-                or (set(link.addresses), link.group) == (set(record.addresses), 0)
-            )
+            assert link is None or (set(link.addresses), link.group) == (set(record.addresses), 0)
 
     @rule()
     def nothing_leaks(self) -> None:

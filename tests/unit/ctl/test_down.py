@@ -47,6 +47,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Allocator
         pod=("default", "web", "u"),
     )
     allocator.confirm(record.key)
+    allocator.settle()
     monkeypatch.setattr(node.NodeState, "_links", lambda _self: {record.host_link: alias.write(record)})
     monkeypatch.setattr(node.NodeState, "_pools", lambda _self: (POOL,))
     yield allocator

@@ -84,7 +84,10 @@ def test_the_states_follow_what_was_done(bench: Bench) -> None:
     reserved = allocator.reserve(key(1), DUAL, netns="/n", host_link="weft1", mac=bytes(6), mtu=1)
     assert reserved.state is State.PENDING
     assert reserved.created == pytest.approx(1000)
-    assert [each.state for each in allocator.confirm(key(1))] == [State.ATTACHED]
+    assert allocator.confirm(key(1)).state is State.ATTACHED
+    assert bench.restart().records()[0].state is State.PENDING
+    allocator.settle()
+    assert bench.restart().records()[0].state is State.ATTACHED
     assert allocator.begin_release(key(1)).state is State.RELEASING
     assert bench.restart().records()[0].state is State.RELEASING
 
@@ -101,7 +104,8 @@ def test_several_are_recorded_at_once_and_each_for_itself(bench: Bench) -> None:
     found = bench.allocator.reserve_all([wish(number) for number in (3, 2, 4, 5, 6, 7)])
     given = [texts(each)[0] if isinstance(each, Record) else type(each) for each in found]
     assert given == ["10.0.0.4", DuplicateError, "10.0.0.5", "10.0.0.6", "10.0.0.2", ExhaustedError]
-    assert [each.state for each in bench.allocator.confirm(key(3), key(6))] == [State.ATTACHED] * 2
+    assert [bench.allocator.confirm(key(each)).state for each in (3, 6)] == [State.ATTACHED] * 2
+    bench.allocator.settle()
     states = {record.key: record.state for record in bench.restart().records()}
     assert [states[key(number)] for number in (3, 4, 5, 6)] == [
         State.ATTACHED,
@@ -299,7 +303,7 @@ def test_host_ports_are_remembered(bench: Bench) -> None:
     record = expose(bench, 1, WEB, AT_ONE)
     assert record.ports == (WEB, AT_ONE)
     assert bench.restart().get(key(1)) == record
-    assert bench.allocator.confirm(key(1))[0].ports == (WEB, AT_ONE)
+    assert bench.allocator.confirm(key(1)).ports == (WEB, AT_ONE)
 
 
 def test_a_host_port_is_held_once_and_the_error_names_who_has_it(bench: Bench) -> None:

@@ -56,7 +56,19 @@ def test_work_under_way_is_given_time(state: State) -> None:
     young = replace(WELL, state=state, created=NOW - PATIENCE)
     assert reasons(young, {}) == []
     old = replace(young, created=NOW - PATIENCE - 1)
-    assert reasons(old, LINKS, WELL.netns) == [f"it is {state.name.lower()} since 301 s"]
+    bare = {WELL.host_link: ""}
+    assert reasons(old, bare, WELL.netns) == [f"it is {state.name.lower()} since 301 s"]
+
+
+def test_what_its_daemon_had_no_time_to_confirm_is_told_by_the_link() -> None:
+    pending = replace(WELL, state=State.PENDING, created=NOW - PATIENCE - 1)
+    assert reasons(pending, LINKS, WELL.netns) == []
+    assert reasons(pending, LINKS) == ["network namespace /run/netns/a is gone"]
+    others = {WELL.host_link: alias.write(replace(WELL, addresses=(bytes([10, 1, 1, 8]),)))}
+    assert reasons(pending, others, WELL.netns) == ["it is pending since 301 s"]
+    assert reasons(replace(pending, state=State.RELEASING), LINKS, WELL.netns) == [
+        "it is releasing since 301 s"
+    ]
 
 
 def test_a_link_without_a_lease_tells_what_its_alias_says() -> None:

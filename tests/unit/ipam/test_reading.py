@@ -33,6 +33,7 @@ def fill(store: Store) -> Allocator:
     for key, link in ((KEY, "weft0000000000a"), (OTHER, "weft0000000000b")):
         allocator.reserve(key, [POOL], netns="/run/netns/a", host_link=link, mac=bytes(6), mtu=1450)
         allocator.confirm(key)
+    allocator.settle()
     allocator.release(OTHER)
     return allocator
 

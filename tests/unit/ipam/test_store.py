@@ -77,6 +77,70 @@ def test_everything_survives_the_process(opener: Opener) -> None:
     assert second.released == {b"\x0a\x00\x00\x03": 7}
 
 
+def states(store: Store) -> list[State]:
+    return [each.state for each in store.records.values()]
+
+
+def full(self: Store, statements: Any) -> None:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    raise error
+
+
+def test_a_confirmation_is_known_at_once_and_written_when_it_is_settled(opener: Opener) -> None:
+    store = opener()
+    store.insert(record(), record(2, b"\x0a\x00\x00\x03"))
+    assert store.confirm(KEY) == store.records[KEY] == replace(record(), state=State.ATTACHED)
+    assert states(opener()) == [State.PENDING, State.PENDING]
+    store.settle()
+    assert states(opener()) == [State.ATTACHED, State.PENDING]
+    with pytest.raises(UnknownAttachmentError):
+        store.confirm(record(3).key)
+
+
+def test_what_cannot_be_settled_is_tried_again(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opener()
+    store.insert(record())
+    store.confirm(KEY)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_transaction", full)
+        with pytest.raises(StoreError, match="full"):
+            store.settle()
+    assert states(store) == [State.ATTACHED]
+    store.settle()
+    assert states(opener()) == [State.ATTACHED]
+
+
+def test_later_changes_overtake_a_confirmation_that_is_not_written(opener: Opener) -> None:
+    store = opener()
+    store.insert(record(), record(2, b"\x0a\x00\x00\x03"))
+    store.confirm(KEY)
+    store.confirm(record(2).key)
+    with pytest.raises(DuplicateError):
+        store.insert(record())
+    store.set_state(KEY, State.RELEASING)
+    store.remove(record(2).key)
+    store.insert(record(2, b"\x0a\x00\x00\x03"))
+    store.settle()
+    assert states(store) == states(opener()) == [State.RELEASING, State.PENDING]
+
+
+def test_closing_writes_what_was_confirmed(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opener()
+    store.insert(record())
+    store.confirm(KEY)
+    store.close()
+    store.close()
+    assert states(opener()) == [State.ATTACHED]
+    store = opener()
+    store.insert(record(2, b"\x0a\x00\x00\x03"))
+    store.confirm(record(2).key)
+    monkeypatch.setattr(Store, "_transaction", full)
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.settle()
+
+
 def test_another_boot_voids_everything(opener: Opener) -> None:
     first = opener()
     first.insert(record())
@@ -208,11 +272,11 @@ def test_a_removed_file_is_written_anew(opener: Opener, path: str) -> None:
     store.insert(record(2, b"\x0a\x00\x00\x03"))
     store.remove(record(2).key)
     assert not store.ensure_present()
+    store.confirm(KEY)
     for suffix in ("", "-wal", "-shm"):
         os.unlink(path + suffix)
     assert store.ensure_present()
     assert not store.ensure_present()
-    store.set_state(KEY, State.ATTACHED)
     again = opener()
     assert again.records == {KEY: replace(record(), state=State.ATTACHED)}
     assert again.released == {b"\x0a\x00\x00\x03": 7}
@@ -256,14 +320,9 @@ def test_a_full_disk_is_named_and_nothing_is_remembered(
 ) -> None:
     store = opener()
 
-    def failing(self: Store, statements: Any) -> None:
-        error = sqlite3.OperationalError("database or disk is full")
-        error.sqlite_errorcode = sqlite3.SQLITE_FULL
-        raise error
-
     store.insert(record())
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "_transaction", failing)
+        patch.setattr(Store, "_transaction", full)
         with pytest.raises(StoreError, match="full"):
             store.insert(record(2, b"\x0a\x00\x00\x03"))
     assert list(store.records) == list(opener().records) == [KEY]

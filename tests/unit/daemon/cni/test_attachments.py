@@ -6,6 +6,8 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from daemon.cni.attachments import Added, Request, is_namespace
 from daemon.cni.naming import names
 from datapath import text
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from datapath.nft.elements import Range
-    from ipam.record import Record
     from tests.unit.daemon.cni.conftest import Node
 
 
@@ -39,6 +40,10 @@ def asked(node: Node, number: int, *, netns: str = "") -> Request:
     return Request(
         node.key(number), netns or f"/run/netns/{number}", pools, (), 1450, ("default", f"p{number}", "")
     )
+
+
+def refuse(_statements: object) -> None:
+    raise StoreError("disk full")
 
 
 def told(outcomes: list[Added | Exception]) -> list[str]:
@@ -59,6 +64,9 @@ def test_several_are_attached_with_one_transaction_each_way(node: Node) -> None:
     node.store._transaction = counted  # type: ignore[method-assign]
     outcomes = node.attachments.add_all(node.kernel, [asked(node, number) for number in range(1, 9)])
     assert told(outcomes) == [f"10.244.1.{number + 1}" for number in range(1, 9)]
+    assert written == [8]
+    node.attachments.settle()
+    node.attachments.settle()
     assert written == [8, 8]
     assert node.kernel.calls[0] == "expect 8"
     assert {record.state for record in node.allocator.records()} == {State.ATTACHED}
@@ -108,17 +116,76 @@ def test_what_fails_for_one_does_not_touch_the_others(node: Node) -> None:
     assert set(node.kernel.table) == {names(node.key(number))[0] for number in (1, 2, 5)}
 
 
-def test_where_the_end_cannot_be_recorded_everything_is_undone(node: Node) -> None:
-    confirm = node.allocator.confirm
+def test_what_was_answered_survives_a_kill_before_it_is_written(node: Node) -> None:
+    requests = [asked(node, 1), replace(asked(node, 2), ports=(PortMapping(b"", 6, 80, 8080),))]
+    assert told(node.attachments.add_all(node.kernel, requests)) == ["10.244.1.2", "10.244.1.3"]
+    before = node.allocator.records()
+    node.restart()
+    assert [record.state for record in node.allocator.records()] == [State.PENDING] * 2
+    found = node.attachments.collect(node.kernel)
+    assert [record.key for record in found.confirmed] == [node.key(1), node.key(2)]
+    assert (found.released, found.orphans, found.problems) == ([], [], [])
+    assert node.allocator.records() == before
+    assert len(node.stale) == 1, "flows to its host port are told of, too"
+    node.restart()
+    assert node.allocator.records() == before
+    assert node.attachments.collect(node.kernel).confirmed == []
 
-    def failing(*_: AttachmentKey) -> list[Record]:
-        node.allocator.confirm = confirm  # type: ignore[method-assign]
-        raise StoreError("disk full")
 
-    node.allocator.confirm = failing  # type: ignore[method-assign]
-    assert told(node.attachments.add_all(node.kernel, [asked(node, 1), asked(node, 2)])) == ["StoreError"] * 2
+@pytest.mark.parametrize("left", ["no link", "a link without alias", "a link with another's alias"])
+def test_what_was_not_wired_to_the_end_is_undone(node: Node, left: str) -> None:
+    node.attachments.add(node.kernel, asked(node, 1))
+    link = node.link(1)
+    assert link is not None
+    if left == "no link":
+        del node.kernel.table[link.name]
+    else:
+        link.alias = "" if left == "a link without alias" else link.alias.replace("10.244.1.2", "10.244.1.9")
+    node.restart()
+    found = node.attachments.collect(node.kernel)
+    assert [reason for _, reason in found.released] == ["its ADD was interrupted"]
+    assert (node.allocator.records(), node.kernel.table) == ((), {})
+
+
+def test_what_a_living_process_gave_up_is_undone_whatever_its_link_says(node: Node) -> None:
+    """Its ADD was told that it failed, so nobody counts on it."""
+    node.attachments.add(node.kernel, asked(node, 1))
+    node.restart()
+    assert [record.key for record in node.attachments.collect(node.kernel).confirmed] == [node.key(1)]
+    node.store.set_state(node.key(1), State.PENDING)
+    found = node.attachments.collect(node.kernel)
+    assert [reason for _, reason in found.released] == ["its ADD was interrupted"]
+
+
+def test_an_add_that_is_repeated_before_its_confirmation_is_written_is_attached(node: Node) -> None:
+    node.attachments.add(node.kernel, asked(node, 1))
+    assert told(node.attachments.add_all(node.kernel, [asked(node, 1)])) == ["CniError"]
+    node.restart()
+    assert told(node.attachments.add_all(node.kernel, [asked(node, 1)])) == ["CniError"]
+    assert node.link(1) is not None
+
+
+def test_a_del_may_come_before_the_confirmation_is_written(node: Node) -> None:
+    node.attachments.add(node.kernel, asked(node, 1))
+    node.attachments.delete(node.kernel, node.key(1))
+    node.attachments.settle()
+    node.restart()
     assert node.allocator.records() == ()
-    assert node.kernel.table == {}
+    assert len(node.store.released) == 1
+
+
+def test_a_confirmation_that_cannot_be_written_is_tried_again_and_named(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.attachments.add(node.kernel, asked(node, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(node.store, "_write", refuse)
+        with pytest.raises(StoreError, match="disk full"):
+            node.attachments.settle()
+        assert node.attachments.collect(node.kernel).problems == ["attachments can't be confirmed: disk full"]
+    assert node.attachments.collect(node.kernel).problems == []
+    node.restart()
+    assert [record.state for record in node.allocator.records()] == [State.ATTACHED]
 
 
 class Handover:

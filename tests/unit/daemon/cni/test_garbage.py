@@ -39,9 +39,13 @@ async def test_a_first_start_finds_nothing(node: Node) -> None:
 
 
 async def test_a_start_brings_records_and_kernel_together(node: Node) -> None:
-    for number in (1, 2, 3, 4):
+    for number in (1, 2, 3, 4, 5):
         await node.add(number)
-    node.store.set_state(node.key(2), State.PENDING)
+    for number in (2, 5):
+        node.store.set_state(node.key(number), State.PENDING)
+    link = node.link(2)
+    assert link is not None
+    link.alias = ""
     node.kernel.remove_namespace("/run/netns/3")
     node.kernel.table["weft00000000001"] = FakeLink("weft00000000001", ("", ""))
     bury(node, 4)
@@ -50,8 +54,9 @@ async def test_a_start_brings_records_and_kernel_together(node: Node) -> None:
     assert found.rebuilt == 0
     assert found.drained.done == 1
     assert {str(record.key) for record, _ in found.collected.released} == {"weft/c2/eth0", "weft/c3/eth0"}
-    assert [record.key for record in node.allocator.records()] == [node.key(1)]
-    assert set(node.kernel.table) == {names(node.key(1))[0]}
+    assert found.collected.confirmed == [node.allocator.get(node.key(5))]
+    assert [record.key for record in node.allocator.records()] == [node.key(1), node.key(5)]
+    assert set(node.kernel.table) == {names(node.key(number))[0] for number in (1, 5)}
     assert node.metrics.registry.get_sample_value("weft_leaks_collected_total") == 2
 
 

@@ -162,11 +162,24 @@ async def test_what_the_kernel_refuses_is_undone_and_told(node: Node) -> None:
     assert node.kernel.table == {}
 
 
-async def test_a_failed_confirmation_is_undone(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_key: object) -> None:
+async def test_a_failed_confirmation_is_tried_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
         raise StoreError("disk full")
 
-    monkeypatch.setattr(node.allocator, "confirm", fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(node.allocator, "settle", fail)
+        await node.add(1)
+    assert node.link() is not None
+    await node.add(2)
+    node.restart()
+    assert [record.state for record in node.allocator.records()] == [State.ATTACHED] * 2
+
+
+async def test_a_failed_intent_leaves_nothing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_records: object) -> None:
+        raise StoreError("disk full")
+
+    monkeypatch.setattr(node.store, "insert", fail)
     assert (await node.refused("ADD"))["code"] == 107
     assert node.link() is None
     assert node.allocator.records() == ()
