@@ -63,7 +63,7 @@ class Node:
     config: Config = field(default_factory=Config)
 
     def __post_init__(self) -> None:
-        self._opened: list[Store] = []
+        self._opened: list[Store | Deletions] = []
         self.writer = FakeWriter(self.kernel)
         self.restart()
 
@@ -77,6 +77,7 @@ class Node:
             self.allocator, lives=self.kernel.lives, on_stale_flows=self.stale.append
         )
         self.deletions = Deletions(f"{self.directory}/deletions")
+        self._opened.append(self.deletions)
         self.findings = Findings()
         self.metrics = Metrics()
         self.changes = 0
@@ -105,8 +106,8 @@ class Node:
         self.changes += 1
 
     def close(self) -> None:
-        for store in self._opened:
-            store.close()
+        for each in self._opened:
+            each.close()
         self.writer.close()
 
     def request(self, command: str, number: int = 1, **changes: Any) -> ExecuteRequest:

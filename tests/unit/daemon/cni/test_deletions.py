@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,14 +17,25 @@ from daemon.cni.deletions import CorruptTombstoneError, Deletions
 from weft_rpc.cni_pb2 import ExecuteRequest
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 
 @pytest.fixture
-def deletions(tmp_path: Path) -> Deletions:
+def deletions(tmp_path: Path) -> Iterator[Deletions]:
     found = Deletions(str(tmp_path / "deletions"))
     found.prepare()
-    return found
+    yield found
+    found.close()
+
+
+@pytest.fixture(params=["/dev/shm", ""], ids=["tmpfs", "disk"])
+def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory, as /run is, and one on whatever the tests run on."""
+    if not request.param:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=request.param) as found:
+        yield Path(found)
 
 
 def bury(deletions: Deletions, name: str, content: bytes | None = None) -> None:
@@ -158,3 +172,50 @@ def test_looks_at_a_directory_that_rests_list_it_no_more(
     assert not deletions.waiting()
     monkeypatch.setattr(deletions, "names", lambda: pytest.fail("listed again"))
     assert not deletions.waiting()
+
+
+def test_a_directory_that_was_removed_is_looked_for_again(elsewhere: Path) -> None:
+    deletions = Deletions(str(elsewhere / "deletions"))
+    for _ in range(3):
+        deletions.prepare()
+        assert not deletions.waiting()
+        bury(deletions, "1")
+        assert deletions.waiting()
+        os.unlink(f"{deletions.directory}/1")
+        assert not deletions.waiting()
+        os.rmdir(deletions.directory)
+        assert os.fstat(deletions._descriptor).st_nlink == 0
+        assert not deletions.waiting()
+        deletions.prepare()
+        bury(deletions, "2")
+        assert deletions.waiting()
+        os.unlink(f"{deletions.directory}/2")
+        os.rmdir(deletions.directory)
+    deletions.close()
+
+
+def test_a_directory_that_cannot_be_kept_open_is_looked_at_by_its_path(
+    deletions: Deletions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    os.utime(deletions.directory, ns=(0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        assert not deletions.waiting()
+        assert not deletions.waiting()
+    assert deletions._descriptor == -1
+    bury(deletions, "1")
+    assert deletions.waiting()
+
+
+def test_the_directory_is_closed_once_and_opened_again_where_that_is_needed(deletions: Deletions) -> None:
+    assert not deletions.waiting()
+    descriptor = deletions._descriptor
+    deletions.close()
+    deletions.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    bury(deletions, "1")
+    assert deletions.waiting()
