@@ -12,12 +12,16 @@ if TYPE_CHECKING:
     from datapath.desired import Mac
     from ipam.record import AttachmentKey
 
+_EMPTY = sha256()
+"""A copy of it costs less than to look up the algorithm."""
 _HOST_LINK = re.compile(re.escape(VETH_PREFIX) + "[0-9a-f]{11}")
 
 
 def names(key: AttachmentKey) -> tuple[str, Mac]:
     """Return the host link's name and the pod's MAC address, locally administered unicast."""
-    digest = sha256("\0".join(key).encode()).digest()
+    state = _EMPTY.copy()
+    state.update("\0".join(key).encode())
+    digest = state.digest()
     return f"{VETH_PREFIX}{digest.hex()[:11]}", bytes(((digest[8] & 0xFC) | 0x02,)) + digest[9:14]
 
 
