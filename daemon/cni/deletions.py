@@ -113,11 +113,14 @@ class Deletions:
         """Open what is at the path now, if that can be, and return its status; None when nothing is."""
         self.close()
         try:
-            with suppress(OSError):
-                self._descriptor = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            return os.stat(self.directory)
+            self._descriptor = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        except OSError:
+            with suppress(FileNotFoundError):
+                return os.stat(self.directory)
+            return None
+        return os.fstat(self._descriptor)
 
     def drain(self, apply: Callable[[ExecuteRequest], None]) -> Drained:
         """Work off the waiting tombstones, oldest first.
