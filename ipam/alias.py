@@ -61,14 +61,15 @@ def write(record: Record) -> str:
         AliasError: it is longer than the kernel takes: the network's name or the container id is to blame.
     """
     key = record.key
-    addresses = ",".join(inet_ntop(_FAMILIES[len(address)], address) for address in record.addresses)
+    # A list: join() would make one of a generator, with two calls more for each address.
+    addresses = ",".join([inet_ntop(_FAMILIES[len(address)], address) for address in record.addresses])
     start = f"weft1 {key.network} {key.container_id} {key.ifname} {record.mac.hex()} {addresses}"
     pod = f"{record.pod_namespace}/{record.pod_name}"
     if not _POD.fullmatch(pod):
         pod = "-"
-    netns = f" {record.netns}" if record.netns.startswith("/") and record.netns.isprintable() else ""
+    netns = f" {record.netns}" if record.netns[:1] == "/" and record.netns.isprintable() else ""
     for text in (f"{start} {pod}{netns}", f"{start} -{netns}", f"{start} {pod}", f"{start} -"):
-        if len(text) <= LIMIT and len(text.encode()) <= LIMIT:
+        if len(text) <= LIMIT and (text.isascii() or len(text.encode()) <= LIMIT):
             return text
     raise AliasError(
         f"attachment {key} can't be noted in its link's alias, which holds {LIMIT} bytes: use a shorter "

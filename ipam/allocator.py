@@ -11,12 +11,12 @@ any.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ipam import ports as host_ports
 from ipam.errors import DuplicateError, ExhaustedError, IpamError, PortTakenError
-from ipam.pool import QUEUE_LIMIT, RESERVED_LOW, Released, Usage, choose
+from ipam.pool import QUEUE_LIMIT, RESERVED_LOW, Released, Usage
+from ipam.queue import Queue
 from ipam.record import Record, State
 
 if TYPE_CHECKING:
@@ -30,33 +30,7 @@ if TYPE_CHECKING:
 _SECOND = 1_000_000_000
 
 
-@dataclass(slots=True)
-class _Queue:
-    """What is known of one pool: who waits in it, and from where on nothing was ever used.
-
-    Attributes:
-        size: bytes of an address.
-        first: the first address that can be handed out, as a number; so are `end`, after the last, and
-            `cursor`, from where on nothing was ever used.
-        waiting: released addresses, released first comes first; when, is in the store.
-    """
-
-    size: int
-    first: int
-    end: int
-    cursor: int
-    waiting: dict[bytes, None]
-
-    def number(self, address: bytes) -> int:
-        """Return an address as a number, 0 when the pool does not hand it out."""
-        if len(address) != self.size:
-            return 0
-        number = int.from_bytes(address, "big")
-        return number if self.first <= number < self.end else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(NamedTuple):
     """What is to be recorded of an attachment to be.
 
     Attributes:
@@ -86,7 +60,8 @@ class Allocator:
     def __init__(self, store: Store, *, cooldown: float = 30.0) -> None:
         self.store = store
         self._cooldown = int(cooldown * _SECOND)
-        self._queues: dict[Pool, _Queue] = {}
+        self._pools: tuple[Pool, ...] = ()
+        self._families: list[list[Queue]] = []
 
     def get(self, key: AttachmentKey) -> Record | None:
         """Return the attachment recorded under a key."""
@@ -131,39 +106,51 @@ class Allocator:
         """
         now = self.store.clock()
         found: list[Record | IpamError] = []
+        records: list[Record] = []
         for wish in wishes:
             try:
-                found.append(self._choose_all(wish, now, found))
+                record = self._choose_all(wish, now, records)
             except IpamError as error:
-                found.append(error)
+                found += (error,)
+            else:
+                found += (record,)
+                records += (record,)
         try:
-            self.store.insert(*(each for each in found if isinstance(each, Record)))
+            self.store.insert(*records)
         except IpamError as error:
             # What was chosen is free again: the queues are made anew from what is recorded.
-            self._queues.clear()
+            self._forget_queues()
             if len(wishes) > 1:
                 return [each for wish in wishes for each in self.reserve_all((wish,))]
             return [error]
         return found
 
-    def _choose_all(self, wish: Wish, now: int, others: Iterable[Record | IpamError]) -> Record:
+    def _choose_all(self, wish: Wish, now: int, others: Iterable[Record]) -> Record:
         if wish.key in self.store.records:
             raise DuplicateError(f"attachment {wish.key} is recorded already")
-        chosen = [self._choose(family, now) for family in _by_family(wish.pools)]
+        families = self._families_of(wish.pools)
+        chosen: tuple[bytes, ...] = ()
+        for family in families:
+            for queue in family:
+                address = queue.choose(now - self._cooldown)
+                if address is not None:
+                    chosen += (address,)
+                    break
+            else:
+                full = self._usage(family[-1].pool)
+                raise ExhaustedError(full.pool.text, size=full.size, used=full.used, cooling=full.cooling)
         if wish.ports:
             _require_free(wish.ports, chosen, (*self.store.records.values(), *others))
-        for address in chosen:
-            for queue in self._queues.values():
-                if number := queue.number(address):
-                    queue.waiting.pop(address, None)
-                    queue.cursor = max(queue.cursor, number + 1)
+        for family, address in zip(families, chosen, strict=True):
+            for queue in family:
+                queue.take(address)
         return Record(
             key=wish.key,
             netns=wish.netns,
             host_link=wish.host_link,
             mac=wish.mac,
             mtu=wish.mtu,
-            addresses=tuple(chosen),
+            addresses=chosen,
             pod_namespace=wish.pod[0],
             pod_name=wish.pod[1],
             pod_uid=wish.pod[2],
@@ -204,10 +191,10 @@ class Allocator:
             StoreError: the database can't be written; the addresses are still held.
         """
         record = self.store.remove(key)
-        for queue in self._queues.values():
-            for address in record.addresses:
-                if queue.number(address):
-                    queue.waiting[address] = None
+        for family in self._families:
+            for queue in family:
+                for address in record.addresses:
+                    queue.give_back(address, self.store.released[address])
         return record
 
     def restore(self, records: Iterable[Record]) -> tuple[str, ...]:
@@ -222,7 +209,7 @@ class Allocator:
                 self.store.insert(record)
             except DuplicateError as error:
                 problems.append(f"attachment {record.key} on {record.host_link} was not restored: {error}")
-        self._queues.clear()
+        self._forget_queues()
         return tuple(problems)
 
     def usage(self, pools: Iterable[Pool]) -> tuple[Usage, ...]:
@@ -242,29 +229,20 @@ class Allocator:
         )
         return Usage(pool, pool.size, used, cooling)
 
-    def _choose(self, pools: Sequence[Pool], now: int) -> bytes:
-        for pool in pools:
-            queue = self._queue(pool)
-            first = next(iter(queue.waiting), None)
-            address = choose(
-                queue.cursor.to_bytes(queue.size, "big") if queue.cursor < queue.end else None,
-                None if first is None else Released(first, self.store.released[first]),
-                len(queue.waiting),
-                now=now,
-                cooldown=self._cooldown,
-            )
-            if address is not None:
-                return address
-        full = self._usage(pools[-1])
-        raise ExhaustedError(full.pool.text, size=full.size, used=full.used, cooling=full.cooling)
+    def _families_of(self, pools: Sequence[Pool]) -> list[list[Queue]]:
+        """Return the pools' queues by family, in the order in which the families first occur."""
+        # They are the same sequence for as long as the node keeps its CIDRs; comparing them costs more.
+        if pools is not self._pools and tuple(pools) != self._pools:
+            families: dict[int, list[Queue]] = {}
+            for pool in pools:
+                families.setdefault(pool.bits, []).append(self._read_queue(pool))
+            self._pools, self._families = tuple(pools), list(families.values())
+        return self._families
 
-    def _queue(self, pool: Pool) -> _Queue:
-        queue = self._queues.get(pool)
-        if queue is None:
-            queue = self._queues[pool] = self._read_queue(pool)
-        return queue
+    def _forget_queues(self) -> None:
+        self._pools, self._families = (), []
 
-    def _read_queue(self, pool: Pool) -> _Queue:
+    def _read_queue(self, pool: Pool) -> Queue:
         """Work out from the records where nothing was ever used.
 
         Whatever was handed out is either held or released, unless the database was lost: then nobody knows
@@ -277,38 +255,21 @@ class Allocator:
             for address in record.addresses
             if pool.hands_out(address)
         }
-        waiting = [address for address in self.store.released if pool.hands_out(address)]
-        known = held.union(map(pool.offset, waiting))
+        known = held.union(pool.offset(each) for each in self.store.released if pool.hands_out(each))
         cursor = max(known, default=RESERVED_LOW - 1) + 1
         lowest = max(RESERVED_LOW, cursor - QUEUE_LIMIT)
         gaps = [pool.address(offset) for offset in range(lowest, cursor) if offset not in known]
         self.store.rest(gaps)
-        network = int.from_bytes(pool.network, "big")
-        return _Queue(
-            size=len(pool.network),
-            first=network + RESERVED_LOW,
-            end=network + pool.end,
-            cursor=network + cursor,
-            waiting=dict.fromkeys([*waiting, *gaps]),
-        )
+        waiting = (Released(*each) for each in self.store.released.items() if pool.hands_out(each[0]))
+        return Queue(pool, cursor, waiting)
 
 
 def _require_free(
-    ports: tuple[PortMapping, ...], addresses: Iterable[bytes], others: Iterable[Record | IpamError]
+    ports: tuple[PortMapping, ...], addresses: Iterable[bytes], others: Iterable[Record]
 ) -> None:
     wanted = host_ports.claims(ports, map(len, addresses))
     for other in others:
-        if isinstance(other, Record) and other.ports:
+        if other.ports:
             held = host_ports.claims(other.ports, map(len, other.addresses))
             for claim in sorted(wanted.keys() & held.keys()):
                 raise PortTakenError(wanted[claim], other)
-
-
-def _by_family(pools: Sequence[Pool]) -> list[list[Pool]]:
-    """Group by family, in the order in which the families first occur."""
-    if len(pools) == 1:
-        return [list(pools)]
-    families: dict[int, list[Pool]] = {}
-    for pool in pools:
-        families.setdefault(pool.bits, []).append(pool)
-    return list(families.values())

@@ -1,4 +1,4 @@
-"""Arithmetic over a node's pod CIDR, and the choice of the next address. Pure: knows no database and no time.
+"""Arithmetic over a node's pod CIDR. Pure: knows no database and no time.
 
 Addresses are packed bytes in network order; an offset counts from the prefix's first address. Nothing
 enumerates a pool, so a /64 costs what a /24 costs.
@@ -97,28 +97,6 @@ class Usage:
     def free(self) -> int:
         """Addresses that can be handed out without cutting a rest short."""
         return max(0, self.size - self.used - self.cooling)
-
-
-def choose(
-    fresh: bytes | None, oldest: Released | None, waiting: int, *, now: int, cooldown: int
-) -> bytes | None:
-    """Return the address to hand out next, or None when there is none.
-
-    That is the one that has been free for longest: one never used, else the one released first. A rest is cut
-    short only when nothing else is left.
-
-    Args:
-        fresh: the next address that was never used.
-        oldest: the address released first.
-        waiting: how many released addresses there are.
-        now: nanoseconds of CLOCK_BOOTTIME.
-        cooldown: how many nanoseconds an address should rest.
-    """
-    if oldest is not None and waiting >= QUEUE_LIMIT and now - oldest.at >= cooldown:
-        return oldest.address
-    if fresh is not None:
-        return fresh
-    return None if oldest is None else oldest.address
 
 
 def shortfall(pools: tuple[Pool, ...], max_pods: int) -> tuple[Pool, ...]:

@@ -19,6 +19,7 @@ import sqlite3
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ipam import ports
@@ -50,9 +51,8 @@ def boot_id() -> str:
         return file.read().strip()
 
 
-def boottime() -> int:
-    """Return nanoseconds of CLOCK_BOOTTIME: goes on during suspend, and nobody can set it."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+boottime = partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
+"""Returns nanoseconds of CLOCK_BOOTTIME: goes on during suspend, and nobody can set it."""
 
 
 class Store:
@@ -102,10 +102,18 @@ class Store:
             DuplicateError: a key, link or address among them is recorded already.
             StoreError: they can't be written.
         """
-        rested = [address for record in records for address in record.addresses if address in self.released]
-        rows: list[Statement] = [(_INSERT, _row(record)) for record in records]
-        self._write([(_TAKE, (address,)) for address in rested] + rows)
-        self.records.update((record.key, record) for record in records)
+        rested: list[bytes] = []
+        statements: list[Statement] = []
+        # Without a generator or comprehension: most often there is one record, and each costs calls.
+        for record in records:
+            for address in record.addresses:
+                if address in self.released:
+                    rested += (address,)
+                    statements += ((_TAKE, (address,)),)
+            statements += ((_INSERT, _row(record)),)
+        self._write(statements)
+        for record in records:
+            self.records[record.key] = record
         for address in rested:
             del self.released[address]
 
@@ -192,10 +200,10 @@ class Store:
             self._database.close()
 
     def _known(self, key: AttachmentKey) -> Record:
-        record = self.records.get(key)
-        if record is None:
-            raise UnknownAttachmentError(f"no attachment {key} is recorded")
-        return record
+        try:
+            return self.records[key]
+        except KeyError:
+            raise UnknownAttachmentError(f"no attachment {key} is recorded") from None
 
     def _written(self, keys: Iterable[AttachmentKey]) -> None:
         for key in keys:
@@ -349,9 +357,10 @@ def _confirmations(keys: Iterable[AttachmentKey]) -> list[Statement]:
 def _row(record: Record) -> tuple[Any, ...]:
     address4 = address6 = None
     for address in record.addresses:
-        if len(address) == 4 and address4 is None:
+        size = len(address)
+        if size == 4 and address4 is None:
             address4 = address
-        elif len(address) == 16 and address6 is None:
+        elif size == 16 and address6 is None:
             address6 = address
         else:
             raise ValueError(f"attachment {record.key} has two addresses of one family")

@@ -160,6 +160,7 @@ class Attachments:
         self._lives = lives or is_namespace
         self._on_stale_flows = on_stale_flows
         self._handover = handover
+        self._spans_of: tuple[Sequence[Pool], frozenset[Range]] = ((), frozenset())
         # Pending in a living process is only what it gave up. These are of one that died, at whatever step.
         self._inherited = {record.key for record in ipam.records() if record.state is State.PENDING}
 
@@ -186,71 +187,81 @@ class Attachments:
             For each request what `add` would return or raise.
         """
         began = time.perf_counter()
-        adds = [_Add(request) for request in requests]
-        # One that is asked for twice is attached already when its second turn comes.
-        group = list({add.request.key: add for add in reversed(adds)}.values())[::-1]
-        self._reserve(kernel, group)
+        group: dict[AttachmentKey, _Add] = {}
+        for request in requests:
+            if request.key not in group:
+                group[request.key] = _Add(request)
+        adds = list(group.values())
+        self._reserve(kernel, adds)
         reserved = time.perf_counter()
-        kernel.expect([add.plan for add in group if add.plan is not None])
+        kernel.expect([add.plan for add in adds if add.plan is not None])
         admitted = time.perf_counter()
-        for add in group:
+        count = len(adds)
+        for add in adds:
             self._wire(kernel, add)
-        wired = time.perf_counter()
-        for add in group:
-            if add.failure is None:
-                add.record = self._confirm(add.request.key)
-        share = (reserved - began + time.perf_counter() - wired) / len(group)
-        for add in group:
-            add.seconds |= {"ipam": share, "nft": (admitted - reserved) / len(group)}
-        return [add.outcome() if add in group else self.add_all(kernel, (add.request,))[0] for add in adds]
+            add.seconds["ipam"] = (reserved - began) / count
+            add.seconds["nft"] = (admitted - reserved) / count
+        outcomes: list[Added | Exception] = []
+        for request in requests:
+            # One that is asked for twice is attached already when its second turn comes.
+            first = group.pop(request.key, None)
+            outcomes += self.add_all(kernel, (request,)) if first is None else (first.outcome(),)
+        return outcomes
 
     def _reserve(self, kernel: Kernel, group: Iterable[_Add]) -> None:
-        wishes: list[tuple[_Add, Wish]] = []
+        adds: list[_Add] = []
+        wishes: list[Wish] = []
         for add in group:
             request = add.request
-            host_link, mac = names(request.key)
-            try:
-                self._make_way(kernel, request.key)
-            except Exception as error:  # noqa: BLE001 - it is told to whom it concerns
-                add.failure = error
-            else:
-                wish = Wish(
-                    request.key,
-                    request.pools,
-                    request.netns,
-                    host_link,
-                    mac,
-                    request.mtu,
-                    request.pod,
-                    request.ports,
-                )
-                wishes.append((add, wish))
-        records = self.ipam.reserve_all([wish for _, wish in wishes])
-        for (add, wish), found in zip(wishes, records, strict=True):
+            key = request.key
+            if key in self.ipam.store.records:
+                try:
+                    self._make_way(kernel, key)
+                except Exception as error:  # noqa: BLE001 - it is told to whom it concerns
+                    add.failure = error
+                    continue
+            wish = Wish(
+                key, request.pools, request.netns, *names(key), request.mtu, request.pod, request.ports
+            )
+            adds += (add,)
+            wishes += (wish,)
+        for add, wish, found in zip(adds, wishes, self.ipam.reserve_all(wishes), strict=True):
             record: Record | Exception = found
-            if isinstance(record, PortTakenError):
-                record = self._take_over(kernel, wish, record, {each.key for _, each in wishes})
             if isinstance(record, Exception):
-                add.failure = record
-                continue
+                if isinstance(record, PortTakenError):
+                    record = self._take_over(kernel, wish, record, {each.key for each in wishes})
+                if isinstance(record, Exception):
+                    add.failure = record
+                    continue
             add.record = record
             try:
                 add.plan = _attach_request(record, add.request)
             except CniError as error:
                 self._give_up(kernel, add, error)
-        self._clean(kernel, [add for add in group if add.plan is not None])
+        if self._handover is not None:
+            self._clean(kernel, self._handover, [add for add in group if add.plan is not None])
 
-    def _clean(self, kernel: Kernel, group: Sequence[_Add]) -> None:
+    def _clean(self, kernel: Kernel, handover: Handover, group: Sequence[_Add]) -> None:
         """Keep what former owners of addresses left from their next ones; mostly that is done long ago."""
-        if self._handover is None or not group:
+        addresses: list[Address] = []
+        pools: set[Range] = set()
+        for add in group:
+            assert add.plan is not None
+            addresses += add.plan.addresses
+            pools |= self._spans(add.request.pools)
+        if not addresses:
             return
-        addresses = [each for add in group if add.record is not None for each in add.record.addresses]
-        pools = {Range(*pool.span) for add in group for pool in add.request.pools if pool.size}
         try:
-            self._handover.require_clean(addresses, pools, self._held)
+            handover.require_clean(addresses, pools, self._held)
         except DatapathError as error:
             for add in group:
                 self._give_up(kernel, add, error)
+
+    def _spans(self, pools: Sequence[Pool]) -> frozenset[Range]:
+        # They are the same sequence for as long as the node keeps its CIDRs.
+        if self._spans_of[0] is not pools:
+            self._spans_of = pools, frozenset(Range(*pool.span) for pool in pools if pool.size)
+        return self._spans_of[1]
 
     def _held(self) -> Iterable[Address]:
         return (address for record in self.ipam.records() for address in record.addresses)
@@ -262,8 +273,7 @@ class Attachments:
             DatapathError: the kernel refused; an ADD will try again.
         """
         if self._handover is not None:
-            spans = {Range(*pool.span) for pool in pools if pool.size}
-            self._handover.require_clean((), spans, self._held)
+            self._handover.require_clean((), self._spans(tuple(pools)), self._held)
 
     def _take_over(
         self, kernel: Kernel, wish: Wish, taken: PortTakenError, busy: Collection[AttachmentKey]
@@ -295,6 +305,7 @@ class Attachments:
                 "pod": attached.pod_seconds,
                 "host": attached.host_seconds,
             }
+            add.record = self._confirm(add.request.key)
 
     def _confirm(self, key: AttachmentKey) -> Record:
         record = self.ipam.confirm(key)
@@ -500,15 +511,19 @@ def _attachment(record: Record, netns: str) -> Attachment:
         record.mac,
         record.mtu,
         record.addresses,
-        _host_ports(record),
+        _host_ports(record) if record.ports else (),
     )
 
 
 def _host_ports(record: Record) -> tuple[HostPort, ...]:
-    return tuple(HostPort(*each) for each in record.ports) if record.ports else ()
+    return tuple(HostPort(*each) for each in record.ports)
 
 
 def _attach_request(record: Record, request: Request) -> AttachRequest:
+    try:
+        text = alias.write(record)
+    except AliasError as error:
+        raise CniError(Code.INVALID_CONFIG, str(error)) from error
     return AttachRequest(
         netns=record.netns,
         ifname=record.key.ifname,
@@ -517,14 +532,7 @@ def _attach_request(record: Record, request: Request) -> AttachRequest:
         mtu=record.mtu,
         addresses=record.addresses,
         sources=request.sources,
-        alias=_alias(record),
+        alias=text,
         closed=request.closed,
-        ports=_host_ports(record),
+        ports=_host_ports(record) if record.ports else (),
     )
-
-
-def _alias(record: Record) -> str:
-    try:
-        return alias.write(record)
-    except AliasError as error:
-        raise CniError(Code.INVALID_CONFIG, str(error)) from error

@@ -215,7 +215,7 @@ def test_overlapping_pools_never_share_an_address(bench: Bench) -> None:
 def test_a_huge_pool_reuses_released_addresses_before_it_grows_for_ever(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipam.pool.QUEUE_LIMIT", 4)
+    monkeypatch.setattr("ipam.queue.QUEUE_LIMIT", 4)
     seen = set()
     for number in range(40):
         seen.add(bench.add(number, DUAL[1])[0])
@@ -223,6 +223,30 @@ def test_a_huge_pool_reuses_released_addresses_before_it_grows_for_ever(
         bench.now += 60 * SECOND
     assert len(seen) == 4
     assert len(bench.store.released) <= 5
+
+
+def test_pools_that_change_are_looked_at_anew(bench: Bench) -> None:
+    wide = Pool(SMALL.network, SMALL.length - 1)
+    assert bench.add(1) == ("10.0.0.2",)
+    assert bench.add(2, wide) == ("10.0.0.3",)
+    assert bench.add(3) == ("10.0.0.4",)
+    bench.drop(2)
+    assert bench.add(4, wide) == ("10.0.0.5",)
+    # Two that overlap never give one address twice.
+    assert bench.add(5, SMALL, wide) == ("10.0.0.6",)
+    assert bench.add(6, SMALL, wide) == ("10.0.0.3",)
+    assert bench.add(7, SMALL, wide) == ("10.0.0.7",)
+
+
+def test_pools_may_differ_among_those_that_come_at_once(bench: Bench) -> None:
+    wide = Pool(SMALL.network, SMALL.length - 1)
+    found = bench.allocator.reserve_all([wish(1), wish(2, wide), wish(3), wish(4, wide)])
+    assert [texts(each)[0] for each in found if isinstance(each, Record)] == [
+        "10.0.0.2",
+        "10.0.0.3",
+        "10.0.0.4",
+        "10.0.0.5",
+    ]
 
 
 def test_a_key_or_link_is_taken_once(bench: Bench) -> None:

@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from ipam.pool import QUEUE_LIMIT, Pool, Released, Usage, choose, shortfall
+from ipam.pool import Pool, Usage, shortfall
 
 SECOND = 1_000_000_000
 A, B = b"\x0a\x00\x00\x02", b"\x0a\x00\x00\x03"
@@ -53,25 +53,6 @@ def test_offset_and_address_are_inverse() -> None:
 def test_what_is_no_prefix_is_refused(network: bytes, length: int) -> None:
     with pytest.raises(ValueError, match=r"no prefix|host bits"):
         Pool(network, length)
-
-
-def test_a_never_used_address_goes_before_any_released_one() -> None:
-    assert choose(A, Released(B, 0), 1, now=3600 * SECOND, cooldown=30 * SECOND) == A
-
-
-def test_the_longest_released_goes_when_all_were_used_even_if_it_still_rests() -> None:
-    assert choose(None, Released(B, 0), 1, now=31 * SECOND, cooldown=30 * SECOND) == B
-    assert choose(None, Released(B, 0), 1, now=1, cooldown=30 * SECOND) == B
-
-
-def test_a_long_queue_goes_before_never_used_ones_but_rests() -> None:
-    oldest = Released(B, 0)
-    assert choose(A, oldest, QUEUE_LIMIT, now=30 * SECOND, cooldown=30 * SECOND) == B
-    assert choose(A, oldest, QUEUE_LIMIT, now=29 * SECOND, cooldown=30 * SECOND) == A
-
-
-def test_nothing_left_is_none() -> None:
-    assert choose(None, None, 0, now=0, cooldown=0) is None
 
 
 def test_shortfall_names_pools_smaller_than_max_pods() -> None:

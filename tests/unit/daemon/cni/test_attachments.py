@@ -73,6 +73,10 @@ def test_several_are_attached_with_one_transaction_each_way(node: Node) -> None:
     assert all(isinstance(each, Added) and {"ipam", "nft", "pod"} <= set(each.seconds) for each in outcomes)
 
 
+def test_where_all_callers_went_away_nothing_is_done(node: Node) -> None:
+    assert node.attachments.add_all(node.kernel, []) == []
+
+
 def test_of_two_at_once_that_want_one_host_port_the_first_gets_it(node: Node) -> None:
     """Neither is taken for dead because it is not wired yet."""
     web = PortMapping(b"", 6, 80, 8080)
