@@ -16,7 +16,7 @@ from urllib.parse import quote
 from ipam.errors import StoreError
 from ipam.pool import Usage
 from ipam.schema import SCHEMA, version
-from ipam.store import boot_id, record_of
+from ipam.store import RELEASED, boot_id, record_of, resting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -79,8 +79,8 @@ def _read(database: sqlite3.Connection, path: str, boot: str) -> Reading:
     if database.execute("SELECT id FROM boot").fetchone() != (boot,):
         return Reading((), {}, age)
     rows = database.execute("SELECT * FROM attachments ORDER BY created").fetchall()
-    released = dict(database.execute("SELECT address, at FROM released ORDER BY position"))
-    return Reading(tuple(map(record_of, rows)), released, age)
+    records = tuple(map(record_of, rows))
+    return Reading(records, resting(dict(database.execute(RELEASED)), records), age)
 
 
 def _age(path: str) -> float:

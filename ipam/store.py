@@ -5,8 +5,9 @@ process. After a reboot the content is void, as the pods are: the boot id inside
 system. Memory holds the same rows, so reading costs nothing and a removed or damaged file is written anew
 from there. No address is held twice because the database refuses it, whatever the code above does.
 
-What `confirm` says is in memory at once and in the file with `settle`, or with the next change of the same
-record: until then the file calls complete attachments pending. Nobody's address hangs on that.
+Two things are in memory at once and in the file with `settle`, or with the next change of the same record:
+that an attachment is complete, and that an address rests no more which a record holds. Until then the file
+calls the one pending and names the other twice; whoever reads it believes the record.
 
 One process opens the file (the daemon's lock sees to that), one thread at a time changes it. Chooses no
 addresses.
@@ -28,7 +29,7 @@ from ipam.record import AttachmentKey, Record, State
 from ipam.schema import NewerSchemaError, upgrade
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     Statement = tuple[str, tuple[Any, ...]]
 
@@ -43,6 +44,8 @@ _STATE = "UPDATE attachments SET state=? WHERE network=? AND container_id=? AND 
 _DELETE = "DELETE FROM attachments WHERE network=? AND container_id=? AND ifname=?"
 _REST = "INSERT INTO released (address, at) VALUES (?,?)"
 _TAKE = "DELETE FROM released WHERE address=?"
+RELEASED = "SELECT address, at FROM released ORDER BY position"
+"""Those that a record holds are among them; see `resting`."""
 
 
 def boot_id() -> str:
@@ -84,7 +87,9 @@ class Store:
         self._lock = threading.Lock()
         self.records: dict[AttachmentKey, Record] = {}
         self.released: dict[bytes, int] = {}
+        # What `settle` is to write: confirmed attachments, and held addresses that rest by the file as well.
         self._unwritten: dict[AttachmentKey, None] = {}
+        self._taken: dict[bytes, None] = {}
         try:
             self._database = self._open()
             self.fresh = not self._load()
@@ -102,20 +107,14 @@ class Store:
             DuplicateError: a key, link or address among them is recorded already.
             StoreError: they can't be written.
         """
-        rested: list[bytes] = []
-        statements: list[Statement] = []
-        # Without a generator or comprehension: most often there is one record, and each costs calls.
-        for record in records:
-            for address in record.addresses:
-                if address in self.released:
-                    rested += (address,)
-                    statements += ((_TAKE, (address,)),)
-            statements += ((_INSERT, _row(record)),)
-        self._write(statements)
+        # One statement for the one record that mostly comes: it needs no BEGIN and COMMIT.
+        self._write([(_INSERT, _row(record)) for record in records])
         for record in records:
             self.records[record.key] = record
-        for address in rested:
-            del self.released[address]
+            for address in record.addresses:
+                if address in self.released:
+                    del self.released[address]
+                    self._taken[address] = None
 
     def set_state(self, key: AttachmentKey, state: State) -> Record:
         """Change an attachment's state and return it.
@@ -141,14 +140,14 @@ class Store:
         return record
 
     def settle(self) -> None:
-        """Write what was confirmed, all in one transaction; cheap when all is written.
+        """Write what is in memory only, all in one transaction; cheap when all is written.
 
         Raises:
             StoreError: it can't be written; the next call tries again.
         """
-        unwritten = tuple(self._unwritten)
-        self._write(_confirmations(unwritten))
-        self._written(unwritten)
+        unwritten, taken = tuple(self._unwritten), tuple(self._taken)
+        self._write(_due(unwritten, taken))
+        self._written(unwritten, taken)
 
     def remove(self, key: AttachmentKey) -> Record:
         """Forget an attachment, let its addresses rest from now on, and return it.
@@ -159,10 +158,11 @@ class Store:
         """
         record = self._known(key)
         now = self.clock()
+        taken = [address for address in record.addresses if address in self._taken]
         rest: list[Statement] = [(_REST, (address, now)) for address in record.addresses]
-        self._write([(_DELETE, tuple(key)), *rest])
+        self._write([(_DELETE, tuple(key)), *_due((), taken), *rest])
         del self.records[key]
-        self._unwritten.pop(key, None)
+        self._written((key,), taken)
         self.released.update((address, now) for address in record.addresses)
         return record
 
@@ -193,9 +193,10 @@ class Store:
     def close(self) -> None:
         """Close the file, complete if it can be written; the store can't be used afterwards."""
         with self._lock:
-            if self._unwritten and not self._closed:
+            due = _due(self._unwritten, self._taken)
+            if due and not self._closed:
                 with suppress(sqlite3.Error):
-                    self._transaction(_confirmations(self._unwritten))
+                    self._transaction(due)
             self._closed = True
             self._database.close()
 
@@ -205,9 +206,11 @@ class Store:
         except KeyError:
             raise UnknownAttachmentError(f"no attachment {key} is recorded") from None
 
-    def _written(self, keys: Iterable[AttachmentKey]) -> None:
+    def _written(self, keys: Iterable[AttachmentKey], taken: Iterable[bytes]) -> None:
         for key in keys:
             self._unwritten.pop(key, None)
+        for address in taken:
+            self._taken.pop(address, None)
 
     def _write(self, statements: Sequence[Statement]) -> None:
         if not statements:
@@ -291,7 +294,9 @@ class Store:
             return False
         rows = database.execute("SELECT * FROM attachments ORDER BY created").fetchall()
         self.records = {record.key: record for record in map(record_of, rows)}
-        self.released = dict(database.execute("SELECT address, at FROM released ORDER BY position"))
+        released = dict(database.execute(RELEASED))
+        self.released = resting(released, self.records.values())
+        self._taken = dict.fromkeys(released.keys() - self.released.keys())
         return True
 
     def _void(self) -> None:
@@ -327,8 +332,8 @@ class Store:
             self._remove_companions()
             self._database = self._open()
             self._void()
-            # Before the records are looked at: the writer's thread may confirm one meanwhile.
-            unwritten = tuple(self._unwritten)
+            # Before the records are looked at: the writer's thread may change one meanwhile.
+            unwritten, taken = tuple(self._unwritten), tuple(self._taken)
             self._transaction(
                 [(_INSERT, _row(record)) for record in self.records.values()]
                 + [(_REST, (address, at)) for address, at in self.released.items()]
@@ -336,7 +341,7 @@ class Store:
             )
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{self.path} was lost and can't be written anew: {error}") from error
-        self._written(unwritten)
+        self._written(unwritten, taken)
         self._identity = self._file_identity()
 
     def _file_identity(self) -> tuple[int, ...]:
@@ -350,8 +355,10 @@ class Store:
         return tuple(found)
 
 
-def _confirmations(keys: Iterable[AttachmentKey]) -> list[Statement]:
-    return [(_STATE, (int(State.ATTACHED), *key)) for key in keys]
+def _due(confirmed: Iterable[AttachmentKey], taken: Iterable[bytes]) -> list[Statement]:
+    statements: list[Statement] = [(_STATE, (int(State.ATTACHED), *key)) for key in confirmed]
+    statements += [(_TAKE, (address,)) for address in taken]
+    return statements
 
 
 def _row(record: Record) -> tuple[Any, ...]:
@@ -379,6 +386,12 @@ def _row(record: Record) -> tuple[Any, ...]:
         record.created,
         ports.write(record.ports) if record.ports else "",
     )
+
+
+def resting(released: Mapping[bytes, int], records: Iterable[Record]) -> dict[bytes, int]:
+    """Return those of the released addresses that no record holds."""
+    held = {address for record in records for address in record.addresses}
+    return {address: at for address, at in released.items() if address not in held}
 
 
 def record_of(row: tuple[Any, ...]) -> Record:

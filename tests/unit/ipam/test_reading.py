@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,6 +49,16 @@ def test_it_reads_beside_the_owner(path: str) -> None:
     assert 0 <= reading.age_seconds < 60
     allocator.release(KEY)
     assert read(path, boot="b").records == ()
+    store.close()
+
+
+def test_an_address_that_a_record_holds_does_not_rest(path: str) -> None:
+    store = Store(path, boot="b")
+    allocator = fill(store)
+    store.insert(
+        replace(allocator.records()[0], key=OTHER, host_link="weft0000000000c", addresses=(*store.released,))
+    )
+    assert not read(path, boot="b").released
     store.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,49 @@ def test_the_database_itself_refuses_a_second_holder(opener: Opener, other: Reco
     assert list(opener().records) == [KEY]
 
 
-def test_a_record_takes_its_addresses_out_of_rest_in_the_same_transaction(opener: Opener) -> None:
+def count(path: str) -> int:
+    with closing(sqlite3.connect(path)) as database:
+        (found,) = database.execute("SELECT count(*) FROM released").fetchone()
+    return int(found)
+
+
+def test_that_an_address_rests_no_more_is_written_later_and_read_at_once(opener: Opener, path: str) -> None:
+    store = opener()
+    store.insert(record())
+    store.remove(KEY)
+    store.insert(record(2, V4))
+    assert (count(path), opener().released) == (2, {V6: 7})
+    # A new process knows what the one before it left to be written.
+    second = opener()
+    second.settle()
+    assert (count(path), second.released) == (1, {V6: 7})
+    assert opener().records == second.records
+
+
+def test_an_address_is_given_back_before_it_is_written_that_it_was_taken(opener: Opener, path: str) -> None:
+    store = opener()
+    store.insert(record())
+    store.remove(KEY)
+    store.insert(record(2))
+    store.remove(record(2).key)
+    store.settle()
+    assert count(path) == 2
+    assert store.released == opener().released == {V4: 7, V6: 7}
+
+
+def test_a_lost_file_is_written_without_the_rest_of_held_addresses(opener: Opener, path: str) -> None:
+    store = opener()
+    store.insert(record())
+    store.remove(KEY)
+    store.insert(record(2))
+    os.unlink(path)
+    assert store.ensure_present()
+    assert count(path) == 0
+    store.settle()
+    assert opener().records == store.records
+
+
+def test_a_record_takes_its_addresses_out_of_rest(opener: Opener) -> None:
     store = opener()
     store.insert(record())
     store.remove(KEY)
