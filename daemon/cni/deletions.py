@@ -52,7 +52,7 @@ class Drained:
 class Deletions:
     """The directory of tombstones; all calls but `hold` are synchronous and short.
 
-    It stays open from the first `waiting` on, as a lookup by path costs ten times a look at what is open.
+    It stays open from the first `waiting` on, as a lookup by path costs more than a look at what is open.
     `waiting` and `close` are called one after the other.
     """
 
