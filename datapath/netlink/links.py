@@ -74,7 +74,7 @@ IPV6_DISABLE = 26
 
 _IFINFOMSG = Struct("=BxHiII")
 _S32 = Struct("=i")
-_INTEGER = Struct("=HHI")
+_PEER = u32(_IFLA_LINK, 0)[:4]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,15 +175,20 @@ def decode_link_name(payload: bytes) -> tuple[int, str, bool]:
 
 
 def decode_pair(payload: bytes) -> tuple[int, int]:
-    """Return both indices from the echo of `new_veth`: that of the end here and that of its peer."""
-    # In place: the echo has some thirty attributes, and this is on the path of every ADD.
-    offset, end = _IFINFOMSG.size, len(payload)
-    while offset + _INTEGER.size <= end:
-        length, kind, value = _INTEGER.unpack_from(payload, offset)
-        if kind == _IFLA_LINK and length == _INTEGER.size:
-            return _IFINFOMSG.unpack_from(payload)[2], value
-        offset += length + 3 & ~3 or 4
-    raise NetlinkFormatError("the echo of a veth names no peer")
+    """Return both indices from the echo of `new_veth`: that of the end here and that of its peer.
+
+    Raises NetlinkFormatError.
+    """
+    # The echo has some forty attributes, and this is on the path of every ADD. What looks like the header of
+    # the wanted one is it, unless it stands in another's payload as well: then they are read one by one.
+    place = payload.find(_PEER, _IFINFOMSG.size)
+    if place & 3 == 0 and payload.find(_PEER, place + 1) < 0:
+        peer = payload[place + 4 : place + 8]
+    else:
+        peer = _part(payload, _IFLA_LINK, _IFINFOMSG.size)
+    if len(peer) != _S32.size:
+        raise NetlinkFormatError("the echo of a veth names no peer")
+    return _S32.unpack_from(payload, 4)[0], _S32.unpack(peer)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,8 +330,8 @@ def _decode_vxlan(data: bytes) -> VxlanState:
     )
 
 
-def _part(buffer: bytes, kind: int) -> bytes:
-    return next((payload for found, payload in items(buffer) if found == kind), b"")
+def _part(buffer: bytes, kind: int, offset: int = 0) -> bytes:
+    return next((payload for found, payload in items(buffer, offset) if found == kind), b"")
 
 
 def _setting(settings: bytes, place: int) -> int | None:

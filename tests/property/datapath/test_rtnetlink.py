@@ -286,6 +286,19 @@ def test_the_echo_of_a_pair_gives_both_indexes(index: int, peer: int, name: str)
         decode_pair(written(ifinfmsg, {"index": index}, [("IFLA_IFNAME", name)]))
 
 
+@given(indexes, indexes, st.binary(max_size=9), st.binary(max_size=9))
+def test_the_peer_is_not_taken_from_what_looks_like_it(
+    index: int, peer: int, before: bytes, after: bytes
+) -> None:
+    """Its header stands in other attributes too, as a MAC address can have it."""
+    looks = attributes.u32(5, 77)
+    header = struct.pack("=BxHiII", 0, 0, index, 0, 0)
+    true = attributes.u32(5, peer)
+    first, last = attributes.attribute(1, before + looks), attributes.attribute(2, looks + after)
+    for payload in (header + first + true, header + true + last, header + first + true + last):
+        assert decode_pair(payload) == (index, peer)
+
+
 @given(indexes, names, st.none() | st.booleans(), st.none() | st.text("äx ", max_size=20), macs)
 def test_changes_of_a_link_are_read_as_meant(
     index: int, name: str, up: bool | None, alias: str | None, mac: bytes
