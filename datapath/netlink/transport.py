@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import errno
 import socket
-from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import count
+from operator import itemgetter
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -52,6 +53,8 @@ _NLMSG_DONE = 3
 _NLMSG_OVERRUN = 4
 
 # As plain integers: the socket module's are enumerations, and `|` of those costs more than the receive.
+_AF_NETLINK = int(socket.AF_NETLINK)
+_SOCK_RAW = int(socket.SOCK_RAW | socket.SOCK_CLOEXEC)
 _MSG_TRUNC = int(socket.MSG_TRUNC)
 _MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
 
@@ -69,6 +72,7 @@ _NLMSGERR_ATTR_MISS_TYPE = 5
 _HEADER = Struct("=IHHII")
 _INT = Struct("=i")
 _BARE_ACK = Struct("=IHHIIi16x")
+_ACK_BYTES = _BARE_ACK.size
 _TIMEVAL = Struct("@ll")
 
 SEND_BYTES = 4 << 20
@@ -91,6 +95,9 @@ class Message(NamedTuple):
     kind: int
     flags: int
     payload: bytes
+
+
+_payload = itemgetter(Message._fields.index("payload"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +136,14 @@ class Socket:
         groups: Iterable[int] = (),
         bulk: bool = True,
     ) -> None:
-        with nullcontext() if namespace is None else entered(namespace):
+        if namespace is None:
             self._socket = _open(protocol, tuple(groups), bulk=bulk)
+        else:
+            with entered(namespace):
+                self._socket = _open(protocol, tuple(groups), bulk=bulk)
         self._sequence = 0
-        self._buffer = memoryview(bytearray(_BUFFER_BYTES if bulk else _SMALL_BUFFER_BYTES))
+        self._room = _BUFFER_BYTES if bulk else _SMALL_BUFFER_BYTES
+        self._buffer = memoryview(bytearray(self._room))
 
     def __enter__(self) -> Socket:
         return self
@@ -209,39 +220,9 @@ class Socket:
             NetlinkError: the whole send was refused (EMSGSIZE, EPERM).
             NetlinkOverrunError: answers were lost.
         """
-        first = self._send(messages, action, acknowledge)
-        replies: list[Reply] = []
-        errors: list[NetlinkError] = []
-        # All answers are queued when send returns, so an empty queue is the end even without the ACK:
-        # nfnetlink gives none after it refused a transaction as a whole.
-        awaited = first + (acknowledge if acknowledge >= 0 else len(messages) - 1)
-        answered = False
-        while not answered:
-            datagram = self._receive(_MSG_DONTWAIT)
-            if datagram is None:
-                break
-            if len(datagram) == _BARE_ACK.size:
-                _, kind, _, sequence, _, code = _BARE_ACK.unpack(datagram)
-                if (kind, sequence, code) == (_NLMSG_ERROR, awaited, 0):
-                    answered = True
-                    continue
-            for kind, _, sequence, _, payload in _messages(datagram):
-                index = sequence - first
-                if not 0 <= index < len(messages):
-                    continue
-                if kind == _NLMSG_ERROR:
-                    code = -_INT.unpack_from(payload)[0]
-                    if code:
-                        errors.append(
-                            NetlinkError(code, action, index=start + index, detail=_detail(payload))
-                        )
-                    answered = answered or sequence == awaited
-                elif kind > _NLMSG_OVERRUN:
-                    replies.append(Reply(kind, payload, start + index))
-        if not answered and not errors:
-            raise NetlinkError(errno.EPROTO, action, detail="the kernel did not acknowledge")
-        errors.sort(key=_index)
-        return replies, errors
+        last = acknowledge if acknowledge >= 0 else len(messages) - 1
+        first = self._reserve(len(messages))
+        return self._converse(frame(messages, first, last), first, len(messages), last, action, start)
 
     def dump(self, message: Message, action: str) -> list[bytes]:
         """Return the payload of every message that the kernel lists.
@@ -290,22 +271,58 @@ class Socket:
             if kind > _NLMSG_OVERRUN
         ]
 
-    def _send(self, messages: Sequence[Message], action: str, acknowledge: int) -> int:
-        """Send all in one datagram; return the sequence number of the first."""
+    def _reserve(self, number: int) -> int:
+        """Take the sequence numbers of as many messages; return the first."""
         first = self._sequence + 1
-        self._sequence += len(messages)
+        self._sequence += number
         if self._sequence > 0xFFFFFFFF:
-            first, self._sequence = 1, len(messages)
-        last = acknowledge if acknowledge >= 0 else len(messages) - 1
-        parts: list[bytes] = []
-        for index, (kind, flags, payload) in enumerate(messages):
-            bits = flags | _REQUEST_ACK if index == last else flags | NLM_F_REQUEST
-            parts += (_HEADER.pack(16 + len(payload), kind, bits, first + index, 0), payload)
+            first, self._sequence = 1, number
+        return first
+
+    def _converse(
+        self, datagram: bytes, first: int, number: int, last: int, action: str, start: int = 0
+    ) -> tuple[list[Reply], list[NetlinkError]]:
+        """Send messages numbered from `first` and read the answers; the one at `last` is acknowledged."""
+        self._send(datagram, action)
+        replies: list[Reply] = []
+        errors: list[NetlinkError] = []
+        # All answers are queued when send returns, so an empty queue is the end even without the ACK:
+        # nfnetlink gives none after it refused a transaction as a whole.
+        awaited = first + last
+        answered = False
+        while not answered:
+            answer = self._receive(_MSG_DONTWAIT)
+            if answer is None:
+                break
+            if len(answer) == _ACK_BYTES:
+                _, kind, _, sequence, _, code = _BARE_ACK.unpack(answer)
+                if (kind, sequence, code) == (_NLMSG_ERROR, awaited, 0):
+                    answered = True
+                    continue
+            for kind, _, sequence, _, payload in _messages(answer):
+                index = sequence - first
+                if not 0 <= index < number:
+                    continue
+                if kind == _NLMSG_ERROR:
+                    code = -_INT.unpack_from(payload)[0]
+                    if code:
+                        errors.append(
+                            NetlinkError(code, action, index=start + index, detail=_detail(payload))
+                        )
+                    answered = answered or sequence == awaited
+                elif kind > _NLMSG_OVERRUN:
+                    replies.append(Reply(kind, payload, start + index))
+        if errors:
+            errors.sort(key=_index)
+        elif not answered:
+            raise NetlinkError(errno.EPROTO, action, detail="the kernel did not acknowledge")
+        return replies, errors
+
+    def _send(self, datagram: bytes, action: str) -> None:
         try:
-            self._socket.send(b"".join(parts))
+            self._socket.send(datagram)
         except OSError as error:
             raise NetlinkError(error.errno or errno.EIO, action) from error
-        return first
 
     def _dump(self, message: Message, action: str) -> list[bytes] | None:
         """Run one dump; None when it was interrupted."""
@@ -319,7 +336,8 @@ class Socket:
     def _parts(self, message: Message, action: str) -> Iterator[tuple[list[bytes], bool]]:
         """Run one dump; yield the payloads of each datagram, and whether the table changed meanwhile."""
         self._discard()
-        first = self._send((message._replace(flags=message.flags | NLM_F_DUMP),), action, 1)
+        first = self._reserve(1)
+        self._send(frame((message._replace(flags=message.flags | NLM_F_DUMP),), first, None), action)
         while True:
             datagram = self._receive(0)
             if datagram is None:
@@ -347,7 +365,7 @@ class Socket:
     def _receive(self, flags: int) -> bytes | None:
         """Return one datagram; None when there is none now (MSG_DONTWAIT) or came none in time."""
         try:
-            length = self._socket.recv_into(self._buffer, len(self._buffer), flags | _MSG_TRUNC)
+            length = self._socket.recv_into(self._buffer, self._room, flags | _MSG_TRUNC)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -356,14 +374,15 @@ class Socket:
                     "the kernel dropped netlink messages for this socket: read all again"
                 ) from error
             raise DatapathError(f"netlink receive failed: {error.strerror}") from error
-        if length > len(self._buffer):
-            raise NetlinkOverrunError(f"a netlink answer of {length} bytes was cut at {len(self._buffer)}")
+        if length > self._room:
+            raise NetlinkOverrunError(f"a netlink answer of {length} bytes was cut at {self._room}")
         return bytes(self._buffer[:length])
 
 
-def _open(protocol: int, groups: tuple[int, ...], *, bulk: bool) -> socket.socket:
+def _open(protocol: int, groups: tuple[int, ...], *, bulk: bool) -> socket.SocketType:
     try:
-        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        # The bare type: what socket.socket adds is of no use here and made of Python.
+        opened = socket.SocketType(_AF_NETLINK, _SOCK_RAW, protocol)
     except OSError as error:
         raise DatapathError(f"a netlink socket can't be opened: {error.strerror}") from error
     try:
@@ -388,7 +407,7 @@ def _open(protocol: int, groups: tuple[int, ...], *, bulk: bool) -> socket.socke
     return opened
 
 
-def _enlarge(opened: socket.socket) -> None:
+def _enlarge(opened: socket.SocketType) -> None:
     # _FORCE needs CAP_NET_ADMIN in the first user namespace; else the plain option gives what it may.
     for forced, plain, size in (
         (_SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BYTES),
@@ -400,8 +419,32 @@ def _enlarge(opened: socket.socket) -> None:
             opened.setsockopt(socket.SOL_SOCKET, plain, size)
 
 
-def _chunks(messages: Sequence[Message]) -> Iterator[tuple[int, Sequence[Message]]]:
+def frame(messages: Sequence[Message], first: int, last: int | None) -> bytes:
+    """Return messages as they are sent.
+
+    Args:
+        messages: in order.
+        first: the sequence number of the first; the others' follow it.
+        last: which of them is to be acknowledged, counted from 0.
+    """
+    awaited = None if last is None else first + last
+    parts: list[bytes] = []
+    for sequence, (kind, flags, payload), size in zip(
+        count(first), messages, map(len, map(_payload, messages)), strict=False
+    ):
+        bits = flags | _REQUEST_ACK if sequence == awaited else flags | NLM_F_REQUEST
+        parts += (_HEADER.pack(16 + size, kind, bits, sequence, 0), payload)
+    return b"".join(parts)
+
+
+def _chunks(messages: Sequence[Message]) -> Iterable[tuple[int, Sequence[Message]]]:
     """Cut a batch into sends of at most BATCH_BYTES, each with the index of its first message."""
+    if 16 * len(messages) + sum(map(len, map(_payload, messages))) <= BATCH_BYTES:
+        return ((0, messages),) if messages else ()
+    return _cut(messages)
+
+
+def _cut(messages: Sequence[Message]) -> Iterator[tuple[int, Sequence[Message]]]:
     start = size = 0
     for index, message in enumerate(messages):
         length = 16 + len(message.payload)
@@ -409,8 +452,7 @@ def _chunks(messages: Sequence[Message]) -> Iterator[tuple[int, Sequence[Message
             yield start, messages[start:index]
             start, size = index, 0
         size += length
-    if start < len(messages):
-        yield start, messages[start:] if start else messages
+    yield start, messages[start:]
 
 
 def _messages(datagram: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:

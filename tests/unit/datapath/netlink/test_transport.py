@@ -255,3 +255,16 @@ def test_a_socket_that_can_not_be_opened_is_an_error() -> None:
     with Socket() as plain:
         assert plain.port > 0
         assert plain.fileno() > 0
+
+
+def test_messages_are_framed_in_order_and_one_is_acknowledged() -> None:
+    messages = [Message(16, 0x400, b"data"), REQUEST, Message(17, 0, b"")]
+    framed = transport.frame(messages, 7, 1)
+    assert framed == (
+        struct.pack("=IHHII", 20, 16, 0x401, 7, 0)
+        + b"data"
+        + struct.pack("=IHHII", 32, 18, 0x005, 8, 0)
+        + bytes(16)
+        + struct.pack("=IHHII", 16, 17, 0x001, 9, 0)
+    )
+    assert transport.frame((REQUEST,), 1, None) == packed(18, 1, 1, bytes(16))
