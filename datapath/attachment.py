@@ -18,57 +18,30 @@ import errno
 import os
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from datapath import sysctls
-from datapath.desired import LinkAddress, Neighbour, PodLink, Route, Sysctl
+from datapath.desired import PodLink, Sysctl
 from datapath.errors import AttachError, DatapathError, InterfaceExistsError, NetlinkError
 from datapath.ethtool import settle
-from datapath.netlink.addresses import new_address
-from datapath.netlink.links import (
-    IPV4_ARP_NOTIFY,
-    IPV4_FORWARDING,
-    IPV4_ROUTE_LOCALNET,
-    LOOPBACK_INDEX,
-    VethPair,
-    address_family_settings,
-    decode_link,
-    decode_pair,
-    del_link,
-    get_link,
-    new_veth,
-    set_link,
-)
-from datapath.netlink.neighbours import learned_neighbour, new_neighbour
-from datapath.netlink.routes import PROTOCOL_BOOT, new_route
+from datapath.netlink.links import decode_link, decode_pair, del_link, get_link, set_link
 from datapath.netlink.transport import Socket
 from datapath.netns import entered, open_namespace
 from datapath.nft.hostports import is_on_loopback
-from datapath.text import parse_address
+from datapath.podmessages import GATEWAYS as GATEWAYS
+from datapath.podmessages import host_lead, host_pairs, host_side, pair, pod_side
 
 if TYPE_CHECKING:
     from datapath.desired import Address, KernelObject, Mac
     from datapath.netlink.links import LinkState
-    from datapath.netlink.transport import Message
     from datapath.nft.hostports import HostPort
     from datapath.policy import Direction
-
-GATEWAYS = {4: parse_address("169.254.1.1"), 16: parse_address("fe80::1")}
-"""What pods have as their default gateway, by address length: the node's end of each veth."""
 
 HOST_MAC: Mac = b"\xee" * 6
 """MAC address of the node's end of each veth: there is no need to tell them apart."""
 
 DOOMED_GROUP = 0x77656674
 """IFLA_GROUP of detached links that wait to be destroyed ("weft"); everything in it is deleted."""
-
-_HOST_SETTINGS = address_family_settings({IPV4_FORWARDING: 1}, ipv6_link_local=False)
-_LOOPBACK_SETTINGS = address_family_settings(
-    {IPV4_FORWARDING: 1, IPV4_ROUTE_LOCALNET: 1}, ipv6_link_local=False
-)
-_POD_SETTINGS = address_family_settings({IPV4_ARP_NOTIFY: 1})
-_ANYWHERE = {4: bytes(4), 16: bytes(16)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +111,6 @@ def attach(
     host: Socket,
     request: AttachRequest,
     *,
-    objects: tuple[KernelObject, ...] | None = None,
     home: int | None = None,
 ) -> Attached:
     """Wire a pod; on failure everything is undone.
@@ -146,7 +118,6 @@ def attach(
     Args:
         host: a socket in the namespace of the calling thread.
         request: what the pod gets.
-        objects: what `host_objects` returned for it, for callers that have it.
         home: descriptor of that namespace, for callers that keep it open.
 
     Raises:
@@ -163,12 +134,7 @@ def attach(
             with _pod_socket(request, namespace, home) as pod:
                 _wire_pod(pod, request, namespace, home, pod_index)
                 wired = time.perf_counter()
-                if objects is None:
-                    objects = host_objects_of(
-                        request.host_link, request.addresses, request.sources, request.ports
-                    )
-                action = f"link {request.host_link} can't be set up"
-                host.batch(_host_messages(request, objects, index), action)
+                _wire_host(host, request, index)
                 # The pod's end went up first, and would lose what the pod says before the kernel looks at it.
                 settle(pod.fileno(), request.ifname)
         except InterfaceExistsError:
@@ -224,30 +190,25 @@ def host_objects_of(
     ports: tuple[HostPort, ...] = (),
 ) -> tuple[KernelObject, ...]:
     """Return the same for a pod that is to be wired."""
-    objects: tuple[KernelObject, ...] = (PodLink(link),)
+    objects: list[KernelObject] = [PodLink(link)]
     if ports and is_on_loopback(addresses, ports):
-        objects += (Sysctl(f"net/ipv4/conf/{link}/route_localnet", "1"),)
-    for address in addresses:
-        size, preferred = len(address), None
-        for source in sources:
-            if len(source) == size:
-                preferred = source
-        bits = 8 * size
-        objects += LinkAddress(link, GATEWAYS[size], bits), Route(address, bits, link, source=preferred)
-    return objects
+        objects.append(Sysctl(f"net/ipv4/conf/{link}/route_localnet", "1"))
+    for each in host_pairs(link, addresses, sources):
+        objects += each
+    return tuple(objects)
 
 
 def _create(host: Socket, request: AttachRequest, namespace: int) -> tuple[int, int]:
     """Create the pair; returns the indices of both ends."""
-    pair = VethPair(request.host_link, request.host_mac, request.ifname, request.mac, namespace, request.mtu)
+    links = pair(request, namespace)
     action = f"veth {request.host_link} can't be created"
     try:
-        replies = host.batch((new_veth(pair),), action)
+        replies = host.batch_filled(*links, action)
     except NetlinkError as error:
         if error.code != errno.EEXIST:
             raise
         _clear_way(host, request, namespace)
-        replies = host.batch((new_veth(pair),), action)
+        replies = host.batch_filled(*links, action)
     # Else a pod's router advertisement gives the node a default route, where accept_ra=2 is the default.
     _write_setting(f"net/ipv6/conf/{request.host_link}/accept_ra", "0")
     return decode_pair(replies[0].payload)
@@ -296,60 +257,23 @@ def _pod_socket(request: AttachRequest, namespace: int, home: int | None) -> Soc
 
 def _wire_pod(pod: Socket, request: AttachRequest, namespace: int, home: int | None, index: int) -> None:
     """Set up the pod's end. IPv6 is switched on if an IPv6 address asks for it."""
-    messages = _pod_messages(request, index)
+    side = pod_side(request, index)
     action = f"{request.ifname} can't be set up in {request.netns}"
     try:
-        pod.batch(messages, action)
+        pod.batch_filled(*side, action)
     except NetlinkError as error:
         if error.code != errno.EACCES or not any(len(address) == 16 for address in request.addresses):
             raise
         with entered(namespace, home):
             _write_setting("net/ipv6/conf/all/disable_ipv6", "0")
             _write_setting(f"net/ipv6/conf/{request.ifname}/disable_ipv6", "0")
-        pod.batch(messages, action)
+        pod.batch_filled(*side, action)
 
 
-def _host_messages(request: AttachRequest, objects: tuple[KernelObject, ...], index: int) -> list[Message]:
-    """The neighbours come when both ends are up: an end without carrier drops what is not permanent."""
-    link = request.host_link
-    settings = _HOST_SETTINGS
-    if request.ports and is_on_loopback(request.addresses, request.ports):
-        settings = _LOOPBACK_SETTINGS
-    # Settings first: with the other end up, a link-local address would be generated at once.
-    messages = [
-        set_link(index, alias=request.alias, settings=settings),
-        set_link(index, up=True),
-    ]
-    for each in objects:
-        if isinstance(each, LinkAddress):
-            messages.append(new_address(each, index, prefix_route=False, link_scope=True))
-        elif isinstance(each, Route):
-            messages.append(new_route(each, index))
-    messages += [
-        learned_neighbour(Neighbour(link, address, request.mac), index) for address in request.addresses
-    ]
-    return messages
-
-
-def _pod_messages(request: AttachRequest, index: int) -> list[Message]:
-    """Addresses, then up, then routes, as these need a link that is up; repeating them all is harmless."""
-    up, routes = _pod_frame(index, tuple(map(len, request.addresses)), request.host_mac)
-    own = [LinkAddress("", address, 8 * len(address)) for address in request.addresses]
-    return [up[0], *(new_address(address, index, prefix_route=False) for address in own), up[1], *routes]
-
-
-@lru_cache(maxsize=64)
-def _pod_frame(index: int, sizes: tuple[int, ...], gateway_mac: Mac) -> tuple[list[Message], list[Message]]:
-    """Return what is alike for all pods whose link has the same index, which is nearly every pod."""
-    messages: list[Message] = []
-    for size in sizes:
-        gateway = GATEWAYS[size]
-        if size == 4:
-            messages.append(new_route(Route(gateway, 32, ""), index, protocol=PROTOCOL_BOOT))
-        default = Route(_ANYWHERE[size], 0, "", gateway=gateway)
-        messages.append(new_route(default, index, protocol=PROTOCOL_BOOT))
-        messages.append(new_neighbour(Neighbour("", gateway, gateway_mac), index))
-    return [set_link(LOOPBACK_INDEX, up=True), set_link(index, up=True, settings=_POD_SETTINGS)], messages
+def _wire_host(host: Socket, request: AttachRequest, index: int) -> None:
+    on_loopback = bool(request.ports) and is_on_loopback(request.addresses, request.ports)
+    lead = host_lead(request, index, on_loopback=on_loopback)
+    host.batch_filled(*host_side(request, index), f"link {request.host_link} can't be set up", lead)
 
 
 def _write_setting(path: str, value: str) -> None:

@@ -125,7 +125,7 @@ class Kernel:
             if fragment is None:
                 fragment = _fragment(request)
                 self._admit({link: fragment}, (request,))
-            attached = wiring.attach(sync.route, request, objects=fragment.objects, home=self._home)
+            attached = wiring.attach(sync.route, request, home=self._home)
         except BaseException:
             # Elements that can't be taken back now are found by the next reading.
             with suppress(DatapathError):

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
 
+    from datapath.netlink.template import Template
+
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
 
@@ -186,6 +188,24 @@ class Socket:
             if errors:
                 raise errors[0]
             replies += answers
+        return replies
+
+    def batch_filled(
+        self, template: Template, values: Sequence[bytes | int], action: str, lead: Sequence[Message] = ()
+    ) -> list[Reply]:
+        """Send a template's messages, filled with the values, behind those of `lead`; see `batch`.
+
+        All of them go in one send: they must be few.
+        """
+        ahead = len(lead)
+        number = ahead + template.number
+        first = self._reserve(number)
+        datagram = template.fill(first + ahead, values)
+        if lead:
+            datagram = frame(lead, first, None) + datagram
+        replies, errors = self._converse(datagram, first, number, number - 1, action)
+        if errors:
+            raise errors[0]
         return replies
 
     def batch_collect(self, messages: Sequence[Message], action: str) -> list[NetlinkError]:

@@ -8,7 +8,7 @@ import struct
 import subprocess
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -31,10 +31,10 @@ from datapath.text import parse_address
 from tests.functional.datapath.conftest import NODE4, NODE6, remembered, request, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from datapath.attachment import AttachRequest
-    from datapath.netlink.transport import Message, Reply
+    from datapath.netlink.transport import Reply
     from tests.functional.datapath.conftest import Node
 
 
@@ -342,7 +342,7 @@ def test_a_failure_at_any_step_leaves_nothing(node: Node, step: int, monkeypatch
     netns = node.pod()
     before = node.state(netns)
     calls = iter(range(100))
-    batch = Socket.batch
+    batch = Socket.batch_filled
     write = attachment._write_setting
 
     def failing(work: Callable[[], list[Reply] | None]) -> list[Reply] | None:
@@ -352,14 +352,14 @@ def test_a_failure_at_any_step_leaves_nothing(node: Node, step: int, monkeypatch
             raise NetlinkError(12, "injected")
         return result
 
-    def broken_batch(self: Socket, messages: Sequence[Message], action: str) -> list[Reply]:
-        return failing(lambda: batch(self, messages, action)) or []
+    def broken_batch(self: Socket, *arguments: Any) -> list[Reply]:
+        return failing(lambda: batch(self, *arguments)) or []
 
     def broken_write(path: str, value: str) -> None:
         failing(lambda: write(path, value))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Socket, "batch", broken_batch)
+        patch.setattr(Socket, "batch_filled", broken_batch)
         patch.setattr(attachment, "_write_setting", broken_write)
         with pytest.raises(AttachError, match="injected"):
             attach(node.host, request(netns))

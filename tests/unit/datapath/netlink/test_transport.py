@@ -17,6 +17,7 @@ from datapath.errors import (
     NetlinkTimeoutError,
 )
 from datapath.netlink import transport
+from datapath.netlink.template import Template
 from datapath.netlink.transport import Message, Reply, Socket
 
 if TYPE_CHECKING:
@@ -73,6 +74,29 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Socket, Scr
 
 Make: TypeAlias = "Callable[..., tuple[Socket, Scripted]]"
 REQUEST = Message(18, 0, bytes(16))
+
+
+FILLED = Template(lambda word: [REQUEST, Message(19, 0x400, word)], ("4s",))
+
+
+def test_a_filled_template_is_sent_behind_what_leads(scripted: Make) -> None:
+    sock, fake = scripted(lambda sent: ack(sent[-1][2]), lambda sent: ack(sent[-1][2]))
+    assert sock.batch_filled(FILLED, (b"word",), "try", (REQUEST,)) == []
+    assert fake.sent == [(18, 1, 1), (18, 1, 2), (19, 0x405, 3)]
+    assert sock.batch_filled(FILLED, (b"more",), "try") == []
+    assert fake.sent == [(18, 1, 4), (19, 0x405, 5)]
+
+
+def test_what_is_refused_of_a_filled_template_has_its_place(scripted: Make) -> None:
+    sock, _ = scripted(
+        lambda sent: packed(16, 0, sent[0][2], b"answer00") + ack(sent[1][2], errno.EPERM),
+        lambda sent: ack(sent[2][2]),
+    )
+    with pytest.raises(NetlinkError, match=r"^try: .*EPERM") as caught:
+        sock.batch_filled(FILLED, (b"word",), "try", (REQUEST,))
+    assert caught.value.index == 1
+    sock, _ = scripted(lambda sent: packed(16, 0, sent[0][2], b"answer00"), lambda sent: ack(sent[1][2]))
+    assert sock.batch_filled(FILLED, (b"word",), "try") == [Reply(16, b"answer00", 0)]
 
 
 def test_only_the_last_message_is_acknowledged(scripted: Make) -> None:
