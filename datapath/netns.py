@@ -17,7 +17,6 @@ THREAD_NAMESPACE = "/proc/thread-self/ns/net"
 
 _CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703
-_NAMESPACE_DEVICE = os.stat("/proc/self/ns/net").st_dev
 
 # Keeps the interpreter's lock, which is worth more than the microsecond that setns takes.
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -98,12 +97,13 @@ def _set(descriptor: int) -> None:
 
 
 def _require_network_namespace(descriptor: int, path: str) -> None:
-    # All namespaces are files of one file system inside the kernel: its device number tells them.
-    if os.fstat(descriptor).st_dev != _NAMESPACE_DEVICE:
+    try:
+        # The number is the kernel's for namespaces alone: all else refuses it, and is not touched by it.
+        kind = fcntl.ioctl(descriptor, _NS_GET_NSTYPE)
+    except OSError as error:
         raise NotANamespaceError(
             f"{path} is no namespace: it was removed, or the mounts below {os.path.dirname(path)} don't "
             "reach this process (in a container they need mountPropagation: HostToContainer)"
-        )
-    kind = fcntl.ioctl(descriptor, _NS_GET_NSTYPE)
+        ) from error
     if kind != _CLONE_NEWNET:
         raise NotANamespaceError(f"{path} is a namespace of another kind (clone flag {kind:#x})")

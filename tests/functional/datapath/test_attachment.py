@@ -328,8 +328,13 @@ def test_a_namespace_that_is_gone_or_none(node: Node, tmp_path: os.PathLike[str]
         pass
     with pytest.raises(NotANamespaceError, match="HostToContainer"):
         attach(node.host, request(plain))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for none in (str(tmp_path), "/dev/null", "/proc/self/status", "/sys/kernel"):
+        with pytest.raises(NotANamespaceError, match="is no namespace"):
+            attach(node.host, request(none))
     with pytest.raises(NotANamespaceError, match="another kind"):
         attach(node.host, request("/proc/self/ns/mnt"))
+    assert len(os.listdir("/proc/self/fd")) == descriptors
     assert node.state() == before
 
 
