@@ -16,8 +16,8 @@ _SIOCETHTOOL = 0x8946
 _ETHTOOL_GLINK = 0x0A
 _ETHTOOL_GTXCSUM = 0x16
 _ETHTOOL_STXCSUM = 0x17
-_VALUE = Struct("=II")
 _IFREQ = Struct("@16sP16x")
+_Value = ctypes.c_uint32 * 2
 
 
 def tx_checksum(link: str) -> bool:
@@ -54,9 +54,9 @@ def _ethtool(link: str, command: int, value: int) -> int:
 
 
 def _command(descriptor: int, link: str, command: int, value: int, what: str) -> int:
-    buffer = ctypes.create_string_buffer(_VALUE.pack(command, value), _VALUE.size)
+    answer = _Value(command, value)
     try:
-        fcntl.ioctl(descriptor, _SIOCETHTOOL, _IFREQ.pack(link.encode(), ctypes.addressof(buffer)))
+        fcntl.ioctl(descriptor, _SIOCETHTOOL, _IFREQ.pack(link.encode(), ctypes.addressof(answer)))
     except OSError as error:
         raise DatapathError(f"{what} of {link}: {error.strerror}") from error
-    return int(_VALUE.unpack(buffer.raw)[1])
+    return answer[1]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from datapath.errors import NamespaceError, NamespaceGoneError, NotANamespaceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from types import TracebackType
 
 THREAD_NAMESPACE = "/proc/thread-self/ns/net"
 
@@ -59,8 +58,7 @@ def current_namespace() -> int:
     return os.open(THREAD_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
 
 
-@contextmanager
-def entered(descriptor: int, home: int | None = None) -> Iterator[None]:
+class entered:  # noqa: N801 - it reads as a verb, as those of contextlib do
     """Run the body with the calling thread in another network namespace, then return to where it was.
 
     Sockets and files of /proc/sys/net opened inside belong to that namespace; the other threads don't move.
@@ -70,30 +68,38 @@ def entered(descriptor: int, home: int | None = None) -> Iterator[None]:
         descriptor: of the namespace to enter.
         home: of the one that the thread is in, for callers that keep it open.
     """
-    opened = home is None
-    if home is None:
-        home = current_namespace()
-    try:
-        _set(descriptor)
-        try:
-            yield
-        finally:
-            try:
-                _set(home)
-            except NamespaceError:
-                # This thread would go on to write the node's routes into a pod. No handler can repair that.
-                os.abort()
-    finally:
-        if opened:
-            os.close(home)
 
+    __slots__ = ("_descriptor", "_home", "_opened")
 
-def _set(descriptor: int) -> None:
-    if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
-        code = ctypes.get_errno()
-        raise NamespaceError(
-            f"a network namespace can't be entered: {os.strerror(code)} (CAP_SYS_ADMIN is needed)"
-        )
+    def __init__(self, descriptor: int, home: int | None = None) -> None:
+        self._descriptor = descriptor
+        self._home = home
+        self._opened: int | None = None
+
+    def __enter__(self) -> None:
+        if self._home is None:
+            self._opened = current_namespace()
+        if _libc.setns(self._descriptor, _CLONE_NEWNET) != 0:
+            code = ctypes.get_errno()
+            self._close()
+            raise NamespaceError(
+                f"a network namespace can't be entered: {os.strerror(code)} (CAP_SYS_ADMIN is needed)"
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        home = self._home if self._opened is None else self._opened
+        if _libc.setns(home, _CLONE_NEWNET) != 0:
+            # This thread would go on to write the node's routes into a pod. No handler can repair that.
+            os.abort()
+        if self._opened is not None:
+            self._close()
+
+    def _close(self) -> None:
+        if self._opened is not None:
+            os.close(self._opened)
+            self._opened = None
 
 
 def _require_network_namespace(descriptor: int, path: str) -> None:

@@ -268,18 +268,18 @@ def set_link(
         group: the new IFLA_GROUP.
         settings: what `address_family_settings` returns; they apply after the link is up.
     """
-    parts = [_selected(link, up=up)]
+    payload = _selected(link, up=up)
     if name is not None and not isinstance(link, str):
-        parts.append(string(_IFLA_IFNAME, name))
+        payload += string(_IFLA_IFNAME, name)
     if mac is not None:
-        parts.append(attribute(_IFLA_ADDRESS, mac))
+        payload += attribute(_IFLA_ADDRESS, mac)
     if mtu is not None:
-        parts.append(u32(_IFLA_MTU, mtu))
+        payload += u32(_IFLA_MTU, mtu)
     if alias is not None:
-        parts.append(attribute(_IFLA_IFALIAS, alias.encode()) if alias else flag(_IFLA_IFALIAS))
+        payload += attribute(_IFLA_IFALIAS, alias.encode()) if alias else flag(_IFLA_IFALIAS)
     if group is not None:
-        parts.append(u32(_IFLA_GROUP, group))
-    return Message(RTM_NEWLINK, 0, b"".join(parts) + settings)
+        payload += u32(_IFLA_GROUP, group)
+    return Message(RTM_NEWLINK, 0, payload + settings)
 
 
 def del_link(link: int | str) -> Message:

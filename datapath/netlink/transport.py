@@ -153,7 +153,7 @@ class Socket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._socket.close()
 
     @property
     def port(self) -> int:

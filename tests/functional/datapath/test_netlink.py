@@ -13,7 +13,7 @@ import pytest
 
 from datapath import text
 from datapath.desired import FdbEntry, LinkAddress, Neighbour, Route, RouteKind, VxlanLink
-from datapath.errors import NetlinkError, NetlinkOverrunError
+from datapath.errors import NamespaceError, NetlinkError, NetlinkOverrunError
 from datapath.netlink.addresses import del_address, new_address
 from datapath.netlink.links import (
     RTNLGRP_LINK,
@@ -43,7 +43,7 @@ from datapath.netlink.routes import (
     new_route,
 )
 from datapath.netlink.transport import Message, Socket
-from datapath.netns import entered, identity, open_namespace
+from datapath.netns import THREAD_NAMESPACE, current_namespace, entered, identity, open_namespace
 from tests.functional.datapath.conftest import run
 
 if TYPE_CHECKING:
@@ -279,3 +279,32 @@ def test_without_root_a_change_is_refused_in_words(node: Node) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "lo can not be stopped: Operation not permitted [EPERM]" in done.stderr
+
+
+def test_a_thread_enters_a_namespace_and_comes_back_whatever_happens(node: Node) -> None:
+    def where() -> int:
+        return os.stat(THREAD_NAMESPACE).st_ino
+
+    def fail(visit: entered) -> None:
+        with visit:
+            assert where() == os.fstat(other).st_ino != here
+            raise ZeroDivisionError
+
+    other, here, home = open_namespace(node.pod()), where(), current_namespace()
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        for known in (None, home):
+            visit = entered(other, known)
+            for _ in range(2):
+                with pytest.raises(ZeroDivisionError):
+                    fail(visit)
+                assert where() == here
+        with open("/proc/self/ns/mnt", "rb") as wrong:
+            for known in (None, home):
+                with pytest.raises(NamespaceError, match="can't be entered: Invalid argument"):
+                    entered(wrong.fileno(), known).__enter__()
+        assert where() == here
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        os.close(other)
+        os.close(home)
