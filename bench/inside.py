@@ -140,9 +140,11 @@ async def _service(node: int, closed: list[Direction]) -> AsyncIterator[tuple[Cn
     loop = asyncio.get_running_loop()
     with tempfile.TemporaryDirectory(dir=_MEMORY) as directory:
         leases = Store(f"{directory}/state.db")
+        deletions = Deletions(f"{directory}/deletions")
+        deletions.prepare()
         service = CniService(
             attachments=Attachments(Allocator(leases, cooldown=0)),
-            deletions=Deletions(f"{directory}/deletions"),
+            deletions=deletions,
             local=_Local,
             config=Config(),
             metrics=Metrics(),
@@ -162,6 +164,7 @@ async def _service(node: int, closed: list[Direction]) -> AsyncIterator[tuple[Cn
             finally:
                 running.cancel()
         leases.close()
+        deletions.close()
 
 
 def _call(command: str, space: str, number: int) -> ExecuteRequest:

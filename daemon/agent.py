@@ -295,6 +295,7 @@ class Agent:
         """
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.leases.close)
+            stack.callback(self.deletions.close)
             stack.push_async_callback(self.connection.close)
             stack.push_async_callback(self.cni_server.stop, 0)
             async with asyncio.TaskGroup() as group:
