@@ -34,7 +34,6 @@ from datapath.podmessages import host_lead, host_pairs, host_side, pair, pod_sid
 if TYPE_CHECKING:
     from datapath.desired import Address, KernelObject, Mac
     from datapath.netlink.links import LinkState
-    from datapath.newlinks import NewLinks
     from datapath.nft.hostports import HostPort
     from datapath.policy import Direction
 
@@ -113,7 +112,6 @@ def attach(
     request: AttachRequest,
     *,
     home: int | None = None,
-    new_links: NewLinks | None = None,
 ) -> Attached:
     """Wire a pod; on failure everything is undone.
 
@@ -121,7 +119,6 @@ def attach(
         host: a socket in the namespace of the calling thread.
         request: what the pod gets.
         home: descriptor of that namespace, for callers that keep it open.
-        new_links: what links of that namespace are born with, for callers that keep it open.
 
     Raises:
         NamespaceGoneError, NotANamespaceError: the pod's namespace can't be opened.
@@ -132,7 +129,7 @@ def attach(
     namespace = open_namespace(request.netns)
     try:
         try:
-            index, pod_index = _create(host, request, namespace, new_links)
+            index, pod_index = _create(host, request, namespace)
             created = time.perf_counter()
             with _pod_socket(request, namespace, home) as pod:
                 _wire_pod(pod, request, namespace, home, pod_index)
@@ -201,9 +198,7 @@ def host_objects_of(
     return tuple(objects)
 
 
-def _create(
-    host: Socket, request: AttachRequest, namespace: int, new_links: NewLinks | None
-) -> tuple[int, int]:
+def _create(host: Socket, request: AttachRequest, namespace: int) -> tuple[int, int]:
     """Create the pair; returns the indices of both ends."""
     links = pair(request, namespace)
     action = f"veth {request.host_link} can't be created"
@@ -214,10 +209,8 @@ def _create(
             raise
         _clear_way(host, request, namespace)
         replies = host.batch_filled(*links, action)
-    # Else a pod's router advertisement gives the node a default route, where accept_ra=2 is the default or
-    # the node forwards nothing. The kernel has to make up a new link's file when it is first looked for.
-    if new_links is None or new_links.take_advertisements():
-        _write_setting(f"net/ipv6/conf/{request.host_link}/accept_ra", b"0")
+    # Else a pod's router advertisement gives the node a default route, where accept_ra=2 is the default.
+    _write_setting(f"net/ipv6/conf/{request.host_link}/accept_ra", "0")
     return decode_pair(replies[0].payload)
 
 
@@ -257,8 +250,8 @@ def _pod_socket(request: AttachRequest, namespace: int, home: int | None) -> Soc
     settings = f"net/ipv6/conf/{request.ifname}"
     with entered(namespace, home):
         # Before the link goes up: an inherited accept_ra=2 takes a default route from whoever offers one.
-        _write_setting(f"{settings}/accept_ra", b"0")
-        _write_setting(f"{settings}/ndisc_notify", b"1")
+        _write_setting(f"{settings}/accept_ra", "0")
+        _write_setting(f"{settings}/ndisc_notify", "1")
         return Socket(bulk=False)
 
 
@@ -272,8 +265,8 @@ def _wire_pod(pod: Socket, request: AttachRequest, namespace: int, home: int | N
         if error.code != errno.EACCES or not any(len(address) == 16 for address in request.addresses):
             raise
         with entered(namespace, home):
-            _write_setting("net/ipv6/conf/all/disable_ipv6", b"0")
-            _write_setting(f"net/ipv6/conf/{request.ifname}/disable_ipv6", b"0")
+            _write_setting("net/ipv6/conf/all/disable_ipv6", "0")
+            _write_setting(f"net/ipv6/conf/{request.ifname}/disable_ipv6", "0")
         pod.batch_filled(*side, action)
 
 
@@ -283,13 +276,13 @@ def _wire_host(host: Socket, request: AttachRequest, index: int) -> None:
     host.batch_filled(*host_side(request, index), f"link {request.host_link} can't be set up", lead)
 
 
-def _write_setting(path: str, value: bytes) -> None:
+def _write_setting(path: str, value: str) -> None:
     """Write a kernel setting in the calling thread's namespace; a kernel without IPv6 lacks the file."""
     try:
         descriptor = os.open(f"{sysctls.WRITABLE}/{path}", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
-        os.write(descriptor, value)
+        os.write(descriptor, value.encode())
     finally:
         os.close(descriptor)

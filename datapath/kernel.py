@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from datapath.attachment import Attached, Attachment, AttachRequest, Detached
     from datapath.desired import Address, FragmentKey
     from datapath.netlink.links import LinkState
-    from datapath.newlinks import NewLinks
     from datapath.nft.hostports import HostPort
     from datapath.sync import Sync
     from datapath.underlay import HostLink
@@ -89,19 +88,11 @@ class Kernel:
         sync: the sync state.
         doomed: called when there are links for the reaper.
         home: descriptor of the node's namespace, in which the thread is.
-        new_links: what links are born with there.
     """
 
-    def __init__(
-        self,
-        sync: Sync,
-        doomed: Callable[[], None],
-        home: int | None = None,
-        new_links: NewLinks | None = None,
-    ) -> None:
+    def __init__(self, sync: Sync, doomed: Callable[[], None], home: int | None = None) -> None:
         self._sync = sync
         self._home = home
-        self._new_links = new_links
         self._doomed = doomed
         self._expected: dict[str, Fragment] = {}
 
@@ -134,7 +125,7 @@ class Kernel:
             if fragment is None:
                 fragment = _fragment(request)
                 self._admit({link: fragment}, (request,))
-            attached = wiring.attach(sync.route, request, home=self._home, new_links=self._new_links)
+            attached = wiring.attach(sync.route, request, home=self._home)
         except BaseException:
             # Elements that can't be taken back now are found by the next reading.
             with suppress(DatapathError):

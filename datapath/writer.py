@@ -21,7 +21,6 @@ from datapath.errors import DatapathError
 from datapath.kernel import Kernel, readdressed
 from datapath.netlink.transport import Socket
 from datapath.netns import current_namespace, entered
-from datapath.newlinks import NewLinks
 from datapath.nft.connection import Nft
 from datapath.reaper import Reaper
 from datapath.sync import Sync
@@ -288,8 +287,7 @@ class Writer:
                 self.port = sync.route.port
                 home = current_namespace()
                 stack.callback(os.close, home)
-                new_links = stack.enter_context(NewLinks())
-                self._serve(sync, Kernel(sync, reaper.wake, home, new_links))
+                self._serve(sync, Kernel(sync, reaper.wake, home))
         except BaseException as error:  # noqa: BLE001 - it reaches the task that runs the writer
             failure = error
         with self._lock:
