@@ -38,7 +38,7 @@ def result(record: Record, dns: Dns) -> Result:
 def encode(record: Record, dns: Dns, version: str) -> bytes:
     """Return `result` in a version, as JSON; what is alike for all pods is encoded once."""
     frame = _frame(version, tuple(map(len, record.addresses)), record.mtu, dns)
-    addresses = [text.prefix(address, 8 * len(address)) for address in record.addresses]
+    addresses = [f"{text.address(address)}/{8 * len(address)}" for address in record.addresses]
     marks = (record.host_link, record.key.ifname, text.mac(record.mac), record.netns, *addresses)
     return (frame % tuple(map(encode_basestring_ascii, marks))).encode()
 

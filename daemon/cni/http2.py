@@ -85,12 +85,21 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return _HEAD.pack(len(payload) << 8 | kind, flags, stream) + payload
 
 
+@lru_cache(maxsize=256)
+def _block(flags: int, stream: int, block: bytes) -> bytes:
+    """Return a HEADERS frame: nearly all answers have the same two on their connection's first stream."""
+    return frame(HEADERS, flags, stream, block)
+
+
 _GREETING = frame(
     SETTINGS,
     0,
     0,
     _SETTING.pack(MAX_CONCURRENT_STREAMS, STREAMS) + _SETTING.pack(INITIAL_WINDOW_SIZE, STREAM_WINDOW),
 ) + frame(WINDOW_UPDATE, 0, 0, _NUMBER.pack(CONNECTION_WINDOW - _DEFAULT_WINDOW))
+
+
+_SETTINGS_ACK = frame(SETTINGS, ACK, 0)
 
 
 @lru_cache(maxsize=64)
@@ -164,7 +173,7 @@ class Connection:
         if state is None:
             return
         if headers:
-            self._out.append(frame(HEADERS, END_HEADERS, stream, self._resized(headers)))
+            self._out.append(_block(END_HEADERS, stream, self._resized(headers)))
         state.answer, state.trailers = memoryview(body), trailers
         self._let_out(stream, state)
 
@@ -319,7 +328,7 @@ class Connection:
             elif name == MAX_FRAME_SIZE and not FRAME_BYTES <= value < 1 << 24:
                 raise _ViolationError(PROTOCOL_ERROR, f"frames of {value} bytes")
         self._settled = True
-        self._out.append(frame(SETTINGS, ACK, 0))
+        self._out.append(_SETTINGS_ACK)
         self._let_all_out()
 
     def _read_push_promise(self, _flags: int, _stream: int, _payload: bytes) -> None:
@@ -368,7 +377,7 @@ class Connection:
             answer = answer[size:]
             state.window -= size
             self._window -= size
-        self._out.append(frame(HEADERS, END_HEADERS | END_STREAM, stream, self._resized(state.trailers)))
+        self._out.append(_block(END_HEADERS | END_STREAM, stream, self._resized(state.trailers)))
         if not state.ended:
             # The answer is whole though the request is not: it need not go on (section 8.1).
             self._out.append(frame(RST_STREAM, 0, stream, _NUMBER.pack(NO_ERROR)))

@@ -19,6 +19,8 @@ KNOWN_ARGS = frozenset({"K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID", "K8S
 """Keys of CNI_ARGS with a meaning here; IgnoreUnknown is about the others."""
 
 _USUAL_IFNAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,14}")
+_PAIR = re.compile(r"([^;=]*)=([^;=]*)")
+_ARGS = re.compile(f"{_PAIR.pattern}(?:;{_PAIR.pattern})*")
 _REQUIRED = {
     "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
     "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
@@ -99,19 +101,18 @@ def _check_ifname(ifname: str) -> None:
 
 
 def _read_args(text: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for part in text.split(";") if text else ():
-        key, separator, value = part.partition("=")
-        if not separator or "=" in value:
-            raise _invalid(f"CNI_ARGS: invalid CNI_ARGS pair {part!r}", "KEY=VALUE pairs separated by ';'")
-        pairs[key] = value
+    if text and not _ARGS.fullmatch(text):
+        part = next(each for each in text.split(";") if each.count("=") != 1)
+        raise _invalid(f"CNI_ARGS: invalid CNI_ARGS pair {part!r}", "KEY=VALUE pairs separated by ';'")
+    pairs: dict[str, str] = dict(_PAIR.findall(text))
     ignore = pairs.pop("IgnoreUnknown", "0")
     if ignore.lower() not in _BOOLEANS:
         raise _invalid(f"CNI_ARGS: IgnoreUnknown is {ignore!r}", "1, true, 0 or false")
-    unknown = sorted(pairs.keys() - KNOWN_ARGS)
-    if unknown and not _BOOLEANS[ignore.lower()]:
+    if pairs.keys() <= KNOWN_ARGS:
+        return pairs
+    if not _BOOLEANS[ignore.lower()]:
         raise _invalid(
-            f"CNI_ARGS: unknown args [{','.join(unknown)}]",
+            f"CNI_ARGS: unknown args [{','.join(sorted(pairs.keys() - KNOWN_ARGS))}]",
             f"known are {', '.join(sorted(KNOWN_ARGS))}; IgnoreUnknown=1 permits others",
         )
     return {key: value for key, value in pairs.items() if key in KNOWN_ARGS}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -63,26 +64,32 @@ def read(request: Request, path: bytes) -> Call:
     Raises:
         RefusedError: it is none that can be served.
     """
-    headers = request.headers
-    kind = headers.get(b"content-type", b"")
-    if not kind.startswith(b"application/grpc") or headers.get(b":method") != b"POST":
-        raise RefusedError(Status.UNKNOWN, "not a gRPC request", is_grpc=False)
-    if headers.get(b":path") != path:
-        raise RefusedError(Status.UNIMPLEMENTED, "there is no such method")
+    timeout, plain = _asked_for(tuple(request.headers.items()), path)
     if request.cut:
         raise RefusedError(Status.RESOURCE_EXHAUSTED, "the request is too large")
-    encoding = headers.get(b"grpc-encoding", b"identity")
     body = request.body
     if len(body) < _PREFIX.size:
         raise RefusedError(Status.INTERNAL, "the request has no message")
     compressed, length = _PREFIX.unpack_from(body)
-    if compressed and encoding == b"identity":
+    if compressed and plain:
         raise RefusedError(Status.INTERNAL, "the message is compressed in no known way")
     if compressed:
         raise RefusedError(Status.UNIMPLEMENTED, "compressed messages are not understood")
     if length != len(body) - _PREFIX.size:
         raise RefusedError(Status.INTERNAL, "a unary request is one whole message")
-    return Call(body[_PREFIX.size :], _timeout(headers.get(b"grpc-timeout")))
+    return Call(body[_PREFIX.size :], timeout)
+
+
+@lru_cache(maxsize=64)
+def _asked_for(fields: tuple[tuple[bytes, bytes], ...], path: bytes) -> tuple[float | None, bool]:
+    """Return the timeout that headers give, and whether they name no compression; they hardly ever differ."""
+    headers = dict(fields)
+    kind = headers.get(b"content-type", b"")
+    if not kind.startswith(b"application/grpc") or headers.get(b":method") != b"POST":
+        raise RefusedError(Status.UNKNOWN, "not a gRPC request", is_grpc=False)
+    if headers.get(b":path") != path:
+        raise RefusedError(Status.UNIMPLEMENTED, "there is no such method")
+    return _timeout(headers.get(b"grpc-timeout")), headers.get(b"grpc-encoding", b"identity") == b"identity"
 
 
 def answer(message: bytes) -> Answer:

@@ -336,8 +336,17 @@ def _elements_head(family: int, table: str, name: str) -> bytes:
     return header(family) + string(ELEMENTS_TABLE, table) + string(ELEMENTS_SET, name)
 
 
+@lru_cache(maxsize=256)
+def _head_of_one(family: int, table: str, name: str, length: int) -> bytes:
+    """Return what stands before a list's only item of so many bytes, a multiple of 4."""
+    return _elements_head(family, table, name) + nest(ELEMENTS_LIST, bytes(length))[:_HEAD_BYTES]
+
+
 def _element_messages(kind: int, flags: int, key: SetKey, items: Sequence[bytes]) -> list[Message]:
-    head, kind = _elements_head(*key), nft_kind(kind)
+    kind = nft_kind(kind)
+    if len(items) == 1:
+        return [Message(kind, flags, _head_of_one(*key, len(items[0])) + items[0])]
+    head = _elements_head(*key)
     listed = b"".join(items)
     if len(listed) <= _LIST_BYTES:
         return [Message(kind, flags, head + nest(ELEMENTS_LIST, listed))] if listed else []

@@ -95,7 +95,21 @@ def plan(desired: Ruleset, observed: ObservedRuleset) -> list[Transaction]:
 
 def change_elements(changes: Iterable[SetChange]) -> list[Transaction]:
     """Return the transactions that change the elements of sets; normally one for all of them."""
+    changes = sorted(changes, key=_RANK)
+    bare = [each for each in changes if not each.current]
+    if len(bare) == len(changes) and sum([len(each.wanted) for each in bare]) <= _PIECE:
+        # A few are new, as with every attachment, and nothing has to be kept together or apart.
+        return _additions([each for each in changes if each.wanted])
     return _pack(_element_steps(changes))
+
+
+def _additions(changes: Sequence[SetChange]) -> list[Transaction]:
+    """Return the one transaction that adds elements to sets, in the order given; none if there are none."""
+    messages: list[Message] = []
+    for table, declared, _, wanted in changes:
+        messages += encode.add_elements(table, declared, wanted)
+    words = tuple([partial(_piece_changes, each.table, each.declared, (), each.wanted) for each in changes])
+    return [Transaction(tuple(messages), words)] if messages else []
 
 
 def restructure(old: Table | None, new: Table | None) -> list[Transaction] | None:
@@ -373,8 +387,6 @@ _RANK = attrgetter("declared.rank")
 def _coming(change: SetChange) -> Sequence[_Step]:
     """Return what is new or has new data; of an interval set also what goes."""
     table, declared, current, wanted = change
-    if not current and len(wanted) <= _PIECE:
-        return (_piece(table, declared, (), dict(wanted)),) if wanted else ()
     new = [key for key, data in wanted.items() if current.get(key) != data]
     old = [key for key in current if key not in wanted] if declared.interval else []
     old += [key for key in new if key in current]
