@@ -216,10 +216,7 @@ static nghttp2_mem memory = {NULL, arena_allocate, arena_free, arena_allocate_ze
 static int open_stream(struct exchange *exchange, int64_t deadline)
 {
 	nghttp2_session_callbacks *callbacks;
-	nghttp2_settings_entry settings[] = {
-		{NGHTTP2_SETTINGS_ENABLE_PUSH, 0},
-		{NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, RESPONSE_LIMIT},
-	};
+	nghttp2_settings_entry settings[] = {{NGHTTP2_SETTINGS_ENABLE_PUSH, 0}};
 	nghttp2_data_provider body = {.read_callback = read_request};
 	int left = remaining_ms(deadline), error;
 	char timeout[24];
@@ -247,8 +244,8 @@ static int open_stream(struct exchange *exchange, int64_t deadline)
 	nghttp2_session_callbacks_del(callbacks);
 	if (error)
 		return error;
-	if ((error = nghttp2_submit_settings(exchange->session, NGHTTP2_FLAG_NONE, settings, 2)) ||
-	    (error = nghttp2_session_set_local_window_size(exchange->session, NGHTTP2_FLAG_NONE, 0, RESPONSE_LIMIT)))
+	/* Windows stay as they are: an answer fits into the first one, and nghttp2 opens it again for a larger one. */
+	if ((error = nghttp2_submit_settings(exchange->session, NGHTTP2_FLAG_NONE, settings, 1)))
 		return error;
 	exchange->stream = nghttp2_submit_request(exchange->session, NULL, headers, sizeof headers / sizeof *headers, &body, NULL);
 	return exchange->stream < 0 ? exchange->stream : 0;
