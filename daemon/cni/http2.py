@@ -80,6 +80,22 @@ class _Stream:
     trailers: bytes = b""
 
 
+class _Opening(NamedTuple):
+    """What a connection knows after its opening: its first request's headers, and what settings said."""
+
+    headers: Mapping[bytes, bytes]
+    block: bytes
+    stream_window: int
+    window: int
+    table_changed: bool
+
+
+_OPENINGS: dict[bytes, _Opening] = {}
+"""What shims begin with, from the preface to the headers: nearly all begin alike, and with one call each."""
+_OPENINGS_LIMIT = 8
+_OPENING_BYTES = 1024
+
+
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """Return a frame (section 4.1)."""
     return _HEAD.pack(len(payload) << 8 | kind, flags, stream) + payload
@@ -185,6 +201,9 @@ class Connection:
 
     def _read(self) -> None:
         buffer, at = self._buffer, 0
+        first = not self._greeted
+        if first:
+            at = self._recognise(buffer)
         if not self._greeted:
             if not PREFACE.startswith(buffer[: len(PREFACE)]):
                 raise _ViolationError(PROTOCOL_ERROR, "it does not speak HTTP/2")
@@ -204,7 +223,38 @@ class Connection:
                 break
             at = start + length
             self._take_frame(word & 0xFF, flags, stream & _WINDOW_LIMIT, buffer[start:at])
+            if first and word & 0xFF == HEADERS:
+                first = False
+                self._remember(buffer[:at])
         self._buffer = buffer[at:]
+
+    def _recognise(self, buffer: bytes) -> int:
+        """Take an opening as it was taken before and return its length, 0 if it is another one."""
+        if not self._leaving:
+            for known, opening in _OPENINGS.items():
+                if buffer.startswith(known):
+                    headers, self._first_block, self._stream_window, self._window, self._table_changed = (
+                        opening
+                    )
+                    self._greeted = self._settled = True
+                    self._out += (_GREETING, _SETTINGS_ACK)
+                    self._streams[1] = _Stream(headers, self._stream_window)
+                    self._last = 1
+                    return len(known)
+        return 0
+
+    def _remember(self, opening: bytes) -> None:
+        """Remember what an opening led to, if that was settings and one request whose body is to come."""
+        state = self._streams.get(1)
+        plain = len(self._streams) == 1 and state is not None and not state.ended
+        if plain and self._out == [_GREETING, _SETTINGS_ACK] and len(opening) <= _OPENING_BYTES:
+            if len(_OPENINGS) >= _OPENINGS_LIMIT:
+                _OPENINGS.clear()
+            assert state is not None
+            assert self._first_block is not None
+            _OPENINGS[opening] = _Opening(
+                state.headers, self._first_block, self._stream_window, self._window, self._table_changed
+            )
 
     def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if self._block is not None and kind != CONTINUATION:

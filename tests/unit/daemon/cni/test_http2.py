@@ -142,6 +142,69 @@ def test_pieces_do_not_matter(sizes: list[int]) -> None:
     assert frames(connection.take())[-1] == (PING, ACK, 0, b"12345678")
 
 
+def settings(entries: list[tuple[int, int]]) -> bytes:
+    return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *entry) for entry in entries))
+
+
+@given(
+    entries=st.lists(st.tuples(st.sampled_from([1, 2, 3, 4, 9]), st.integers(0, 1 << 17)), max_size=4),
+    between=st.lists(
+        st.sampled_from(
+            [
+                frame(WINDOW_UPDATE, 0, 0, number(70_000)),
+                frame(PING, 0, 0, bytes(8)),
+                frame(PRIORITY, 0, 1, bytes(5)),
+                frame(SETTINGS, 0, 0),
+                frame(0xBE, 0, 0, b"extension"),
+                frame(WINDOW_UPDATE, 0, 0, number(0)),
+            ]
+        ),
+        max_size=2,
+    ),
+    stream=st.sampled_from([1, 3]),
+    flags=st.sampled_from([END_HEADERS, END_HEADERS | END_STREAM]),
+    rest=st.sampled_from([b"", frame(DATA, END_STREAM, 1, b"body"), frame(RST_STREAM, 0, 1, number(8))]),
+    leaving=st.booleans(),
+)
+def test_an_opening_that_is_known_leads_to_the_same(
+    entries: list[tuple[int, int]],
+    between: list[bytes],
+    stream: int,
+    flags: int,
+    rest: bytes,
+    leaving: bool,
+) -> None:
+    data = PREFACE + settings(entries) + b"".join(between) + opened(stream, flags=flags) + rest
+    later = opened(stream + 2) + frame(DATA, END_STREAM, stream + 2, b"later")
+
+    def found() -> tuple[object, ...]:
+        connection = Connection(LIMIT)
+        if leaving:
+            connection.leave()
+        said: list[object] = []
+        for piece in (data, later):
+            for event in connection.receive(piece):
+                said.append(event)
+                connection.respond(event.stream, OK_HEADERS, b"x" * 50_000, OK_TRAILERS)
+            said.append(connection.take())
+        return (*said, connection.fault)
+
+    http2._OPENINGS.clear()
+    first = found()
+    assert found() == first
+    assert len(http2._OPENINGS) <= 2
+
+
+def test_openings_are_remembered_up_to_a_limit() -> None:
+    http2._OPENINGS.clear()
+    for window in range(1, 100):
+        connection = Connection(LIMIT)
+        connection.receive(PREFACE + setting(INITIAL_WINDOW_SIZE, window) + opened())
+        assert 0 < len(http2._OPENINGS) <= http2._OPENINGS_LIMIT
+        connection.respond(1, OK_HEADERS, b"x" * 200, OK_TRAILERS)
+        assert frames(connection.take())[4][3] == b"x" * window
+
+
 @given(st.binary(max_size=300))
 def test_whatever_comes_is_taken_or_named(data: bytes) -> None:
     for connection in (Connection(LIMIT), greeted()):
