@@ -46,12 +46,13 @@ class Claims(Generic[K, V]):
 
     def put_all(self, owner: FragmentKey, values: Iterable[tuple[K, V]]) -> None:
         """Claim several keys, each as `put` does."""
-        owners, contested, held = self._owners, self._contested, self.values
+        owners, held = self._owners, self.values
         for key, value in values:
-            if owners.setdefault(key, owner) is owner and key not in contested:
-                held[key] = value
-            else:
+            if key in owners:
                 self.put(owner, key, value)
+            else:
+                owners[key] = owner
+                held[key] = value
 
     def drop(self, owner: FragmentKey, key: K) -> None:
         """Give up the claim of `owner`; the next one in line gets the key."""
@@ -172,14 +173,15 @@ class Fragments:
         objects: dict[ObjectKey, KernelObject] = {(each.rank, each.key): each for each in new.objects}
         self._objects.put_all(key, objects.items())
         touched.objects |= objects.keys()
-        for each in new.elements:
-            name = each.key
-            claims = self._sets.get(name)
-            if claims is None:
-                claims = self._sets[name] = Claims()
-            claims.put_all(key, each.elements.items())
-            if each.elements:
-                touched.elements.setdefault(name, set()).update(each.elements)
+        after = {(*each.table, each.name): each.elements for each in new.elements}
+        for name, elements in after.items():
+            if name not in self._sets:
+                self._sets[name] = Claims()
+            self._sets[name].put_all(key, elements.items())
+            if name in touched.elements:
+                touched.elements[name] |= elements.keys()
+            elif elements:
+                touched.elements[name] = set(elements)
         if new.tables:
             self._replace_tables(key, _NOTHING, new, touched)
 

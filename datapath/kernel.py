@@ -14,7 +14,6 @@ from datapath import inspection
 from datapath.attachment import host_objects, host_objects_of
 from datapath.desired import Fragment, Route
 from datapath.errors import DatapathError
-from datapath.fragments import Touched
 from datapath.netlink.links import decode_link, get_links
 from datapath.nft.hostports import host_port_elements, host_port_sets, read_host_ports
 from datapath.nft.policy import closed_fragment
@@ -81,6 +80,11 @@ def _fragment(request: AttachRequest) -> Fragment:
     return Fragment(objects=objects, elements=elements)
 
 
+def _gone(links: Iterable[str]) -> dict[FragmentKey, Fragment | None]:
+    """Return the changes that take pods out of the desired state."""
+    return dict.fromkeys([make(link) for link in links for make in (attachment_key, birth_key)])
+
+
 class Kernel:
     """The node's kernel, for jobs of the writer; valid during the job, on its thread.
 
@@ -105,9 +109,7 @@ class Kernel:
         try:
             self._admit(fragments, requests)
         except DatapathError:
-            for link in fragments:
-                self._sync.record(attachment_key(link), None)
-                self._sync.record(birth_key(link), None)
+            self._sync.record(_gone(fragments))
         else:
             self._expected.update(fragments)
 
@@ -129,28 +131,23 @@ class Kernel:
         except BaseException:
             # Elements that can't be taken back now are found by the next reading.
             with suppress(DatapathError):
-                sync.ruleset.apply_now(self._forget(link))
+                sync.ruleset.apply_now(self._sync.record(_gone((link,))))
             raise
         sync.indexes[link] = attached.host_index
         return attached
 
     def _admit(self, fragments: Mapping[str, Fragment], requests: Iterable[AttachRequest]) -> None:
-        touched = Touched()
-        for link, fragment in fragments.items():
-            self._sync.record(attachment_key(link), fragment, touched)
+        changes: dict[FragmentKey, Fragment | None] = {
+            attachment_key(link): fragment for link, fragment in fragments.items()
+        }
         for each in requests:
             if each.closed:
-                closed = closed_fragment(each.host_link, each.closed)
-                self._sync.record(birth_key(each.host_link), closed, touched)
-        self._sync.ruleset.apply_now(touched)
-
-    def _forget(self, link: str) -> Touched:
-        touched = self._sync.record(attachment_key(link), None)
-        return self._sync.record(birth_key(link), None, touched)
+                changes[birth_key(each.host_link)] = closed_fragment(each.host_link, each.closed)
+        self._sync.ruleset.apply_now(self._sync.record(changes))
 
     def detach(self, attachment: Attachment) -> Detached:
         """Cut a pod off; only its link's destruction is left for later. Absence is success."""
-        touched = self._forget(attachment.host_link)
+        touched = self._sync.record(_gone((attachment.host_link,)))
         detached = wiring.detach(self._sync.route, attachment)
         self._sync.indexes.pop(attachment.host_link, None)
         self._sync.ruleset.apply_now(touched)

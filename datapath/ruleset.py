@@ -193,13 +193,17 @@ class RulesetSync:
             place = self._declared.get(key) or self._find(key)
             if place is None:
                 continue  # its elements are written when it comes
-            known = self._elements.setdefault(key, {})
-            wanted = self._desired.elements(key)
-            before = {each: known[each] for each in elements if each in known}
-            after = {each: wanted[each] for each in elements if each in wanted}
-            changes.append(SetChange(*place, before, after))
-            for each in before:
-                del known[each]
+            if key not in self._elements:
+                self._elements[key] = {}
+            known, wanted = self._elements[key], self._desired.elements(key)
+            before: dict[bytes, bytes] = {}
+            after: dict[bytes, bytes] = {}
+            for each in elements:
+                if each in known:
+                    before[each] = known.pop(each)
+                if each in wanted:
+                    after[each] = wanted[each]
+            changes += (SetChange(*place, before, after),)
             known |= after
         self._pending.extend(change_elements(changes))
 

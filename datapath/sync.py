@@ -131,13 +131,16 @@ class Sync:
         """Whether any of these is desired: a notification about others is none of ours."""
         return any(key in self.desired.objects for key in keys)
 
-    def record(self, key: FragmentKey, fragment: Fragment | None, touched: Touched | None = None) -> Touched:
-        """Take a fragment whose objects the caller writes itself; what it touched is added to `touched`.
+    def record(self, changes: Mapping[FragmentKey, Fragment | None]) -> Touched:
+        """Take fragments whose objects the caller writes itself; returns what that touched.
 
         Elements are left to the caller.
         """
-        self._incoming.pop(key, None)
-        touched = self.desired.replace(key, fragment, touched)
+        touched = Touched()
+        for key, fragment in changes.items():
+            if self._incoming:
+                self._incoming.pop(key, None)
+            self.desired.replace(key, fragment, touched)
         desired, known = self.desired.objects, self.known
         for name in touched.objects:
             if name in desired:

@@ -59,6 +59,7 @@ _LIST_BYTES = 60_000
 _HEAD_BYTES = 4
 """Of an attribute's header."""
 
+_ADD, _DELETE = nft_kind(NEWSETELEM), nft_kind(DELSETELEM)
 _set_ids = count(1)
 
 
@@ -164,14 +165,14 @@ def flush_set(key: SetKey) -> Message:
 def add_elements(table: Table, declared: Set, elements: Mapping[bytes, bytes]) -> list[Message]:
     """Add elements (encoded key to encoded data); one that exists with the same data is left as it is."""
     items = _elements(declared, sorted(elements.items()))
-    return _element_messages(NEWSETELEM, NLM_F_CREATE, (*table.key, declared.name), items)
+    return _element_messages(_ADD, NLM_F_CREATE, (*table.key, declared.name), items)
 
 
 def delete_elements(table: Table, declared: Set, keys: Iterable[bytes]) -> list[Message]:
     """Delete elements by encoded key. All must exist: one that does not fails the whole transaction."""
     bare = [(key, b"") for key in sorted(keys)]
     items = _elements(declared, bare, keys_only=True)
-    return _element_messages(DELSETELEM, 0, (*table.key, declared.name), items)
+    return _element_messages(_DELETE, 0, (*table.key, declared.name), items)
 
 
 def get_element(key: SetKey, element: bytes) -> Message:
@@ -343,7 +344,6 @@ def _head_of_one(family: int, table: str, name: str, length: int) -> bytes:
 
 
 def _element_messages(kind: int, flags: int, key: SetKey, items: Sequence[bytes]) -> list[Message]:
-    kind = nft_kind(kind)
     if len(items) == 1:
         return [Message(kind, flags, _head_of_one(*key, len(items[0])) + items[0])]
     head = _elements_head(*key)

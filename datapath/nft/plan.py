@@ -96,18 +96,19 @@ def plan(desired: Ruleset, observed: ObservedRuleset) -> list[Transaction]:
 def change_elements(changes: Iterable[SetChange]) -> list[Transaction]:
     """Return the transactions that change the elements of sets; normally one for all of them."""
     changes = sorted(changes, key=_RANK)
-    bare = [each for each in changes if not each.current]
-    if len(bare) == len(changes) and sum([len(each.wanted) for each in bare]) <= _PIECE:
-        # A few are new, as with every attachment, and nothing has to be kept together or apart.
-        return _additions([each for each in changes if each.wanted])
-    return _pack(_element_steps(changes))
+    additions = 0
+    for each in changes:
+        additions += _PIECE + 1 if each.current else len(each.wanted)
+    # A few are new, as with every attachment: nothing has to be kept together or apart.
+    return _additions(changes) if additions <= _PIECE else _pack(_element_steps(changes))
 
 
 def _additions(changes: Sequence[SetChange]) -> list[Transaction]:
     """Return the one transaction that adds elements to sets, in the order given; none if there are none."""
     messages: list[Message] = []
     for table, declared, _, wanted in changes:
-        messages += encode.add_elements(table, declared, wanted)
+        if wanted:
+            messages += encode.add_elements(table, declared, wanted)
     words = tuple([partial(_piece_changes, each.table, each.declared, (), each.wanted) for each in changes])
     return [Transaction(tuple(messages), words)] if messages else []
 
