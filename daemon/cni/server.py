@@ -48,6 +48,8 @@ POLL_SECONDS = 0.25
 """How often the event loop sees whether the socket is there, and whether anybody looks after it."""
 GROUP = 8
 """Calls that are worked on in a row: bulk work and the end of clients are looked at in between."""
+_LOOKS = 256
+"""How often in a row the socket is looked at: each time it gives one connection."""
 _BACKLOG = 4096
 _PATH = f"/{DESCRIPTOR.services_by_name['Cni'].full_name}/Execute".encode()
 
@@ -247,8 +249,11 @@ class CniServer:
                 self._flush(call.client)
 
     def _look(self) -> None:
-        """Take in what came."""
-        while events := self._poll.poll(0):
+        """Take in what came; one who sends without end holds nobody up."""
+        for _ in range(_LOOKS):
+            events = self._poll.poll(0)
+            if not events:
+                return
             for descriptor, what in events:
                 client = self._clients.get(descriptor)
                 if client is not None:
@@ -283,12 +288,18 @@ class CniServer:
 
     def _serve(self, client: Client, events: int) -> None:
         waiting = len(self._waiting)
-        if events & ~select.EPOLLOUT:
-            for event in client.receive():
-                if isinstance(event, Request):
-                    self._begin(client, event)
-                else:
-                    self._reset(client, event)
+        try:
+            if events & ~select.EPOLLOUT:
+                for event in client.receive():
+                    if isinstance(event, Request):
+                        self._begin(client, event)
+                    else:
+                        self._reset(client, event)
+        except Exception:
+            # A defect ends one connection, not the writer's thread.
+            log.exception("a client of the CNI socket can't be served")
+            self._close(client)
+            return
         # What belongs to the connection goes with the answer, which comes soon: the shim is woken once.
         if len(self._waiting) == waiting or client.gone or client.connection.fault:
             self._flush(client)

@@ -17,6 +17,7 @@ from hpack import Encoder
 
 from daemon.cni import http2
 from daemon.cni import server as module
+from daemon.cni.connections import Client
 from daemon.cni.server import GROUP, CniServer, CniSocketError
 from weft_rpc.cni_pb2 import ExecuteRequest, ExecuteResponse
 
@@ -35,6 +36,8 @@ class Echo:
         self.done: list[str] = []
 
     def at_once(self, request: ExecuteRequest) -> ExecuteResponse | None:
+        if request.command == "defect":
+            raise ValueError("out of \N{SNOWMAN}")
         return ExecuteResponse(output=b"at once") if request.command == "STATUS" else None
 
     def execute(self, kernel: object, asked: Sequence[Asked]) -> Iterator[list[ExecuteResponse]]:
@@ -304,6 +307,38 @@ async def test_while_the_kernel_hangs_status_is_answered_and_deadlines_are_told(
             said += await reader.read(65536)
     writer.close()
     await writer.wait_closed()
+
+
+@pytest.mark.usefixtures("server")
+async def test_a_defect_in_reading_ends_one_connection(path: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call(path, ExecuteRequest(command="defect"))
+    assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert (await call(path, ExecuteRequest(command="DEL"))).exit_code == 3
+
+
+async def test_one_who_sends_without_end_holds_nobody_up(
+    path: str, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Nobody:
+        def attend(self, intake: CniServer | None) -> None:
+            pass
+
+        def wake(self) -> None:
+            pass
+
+    server = CniServer(echo, path, writer=Nobody())
+    await server.start()
+    # What is there is never all read.
+    monkeypatch.setattr(Client, "receive", lambda _: [])
+    with socket.socket(socket.AF_UNIX) as rude:
+        rude.connect(path)
+        rude.sendall(b"more")
+        serving = threading.Thread(target=server.serve, args=("kernel",), daemon=True)
+        serving.start()
+        await asyncio.to_thread(serving.join, 5)
+        assert not serving.is_alive()
+    await server.stop(0)
 
 
 async def test_calls_that_are_under_way_too_long_are_left_alone_when_it_stops(
