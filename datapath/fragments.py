@@ -170,16 +170,16 @@ class Fragments:
 
     def _put_new(self, key: FragmentKey, new: Fragment, touched: Touched) -> None:
         """Put what nobody had under this key before: as `_replace_*`, with nothing to compare."""
-        objects: dict[ObjectKey, KernelObject] = {(each.rank, each.key): each for each in new.objects}
-        self._objects.put_all(key, objects.items())
-        touched.objects |= objects.keys()
+        names: list[ObjectKey] = [(each.rank, each.key) for each in new.objects]
+        self._objects.put_all(key, zip(names, new.objects, strict=True))
+        touched.objects.update(names)
         after = {(*each.table, each.name): each.elements for each in new.elements}
         for name, elements in after.items():
             if name not in self._sets:
                 self._sets[name] = Claims()
             self._sets[name].put_all(key, elements.items())
             if name in touched.elements:
-                touched.elements[name] |= elements.keys()
+                touched.elements[name].update(elements)
             elif elements:
                 touched.elements[name] = set(elements)
         if new.tables:
