@@ -126,7 +126,9 @@ async def watched(server: CniServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 
 async def call(path: str, request: ExecuteRequest) -> ExecuteResponse:
-    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+    # As a shim does, on a connection of its own: else one that the server has just closed may be taken again.
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"unix:{path}", options=own) as channel:
         method = channel.unary_unary(
             "/weft.cni.v1.Cni/Execute",
             request_serializer=ExecuteRequest.SerializeToString,
