@@ -259,9 +259,10 @@ class Attachments:
 
     def _spans(self, pools: Sequence[Pool]) -> frozenset[Range]:
         # They are the same sequence for as long as the node keeps its CIDRs.
-        if self._spans_of[0] is not pools:
-            self._spans_of = pools, frozenset(Range(*pool.span) for pool in pools if pool.size)
-        return self._spans_of[1]
+        known = self._spans_of
+        if known[0] is not pools:
+            self._spans_of = known = pools, frozenset(Range(*pool.span) for pool in pools if pool.size)
+        return known[1]
 
     def _held(self) -> Iterable[Address]:
         return (address for record in self.ipam.records() for address in record.addresses)
