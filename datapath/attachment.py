@@ -251,7 +251,8 @@ def _pod_socket(request: AttachRequest, namespace: int, home: int | None) -> Soc
     with entered(namespace, home):
         # Before the link goes up: an inherited accept_ra=2 takes a default route from whoever offers one.
         _write_setting(f"{settings}/accept_ra", "0")
-        _write_setting(f"{settings}/ndisc_notify", "1")
+        if any(len(address) == 16 for address in request.addresses):
+            _write_setting(f"{settings}/ndisc_notify", "1")
         return Socket(bulk=False)
 
 
