@@ -1,7 +1,8 @@
-"""Hands out addresses and takes them back: reserve (intent), confirm, release; each is one transaction.
+"""Hands out addresses and takes them back: reserve, confirm, release.
 
-A confirmation is known at once and written with `settle`, since whoever waits for the attachment need not
-wait for that: a pod that is wired is found by its link's alias.
+What is reserved and confirmed is known at once and written with `settle`, since whoever waits for the
+attachment need not wait for that: a pod that is wired is found by its link's alias, and one that is not was
+promised to nobody. What is released is written at once, step by step.
 
 The address that has been free for longest goes first, a released one rests before it is taken again unless
 nothing else is left. Owns no kernel state: the caller wires the pod between `reserve` and `confirm` and takes
@@ -83,13 +84,13 @@ class Allocator:
         pod: tuple[str, str, str] = ("", "", ""),
         ports: tuple[PortMapping, ...] = (),
     ) -> Record:
-        """Record the intent to attach, with one address of each family that the pools have; see `Wish`.
+        """Hold one address of each family that the pools have, for an attachment that is to be made.
 
         Raises:
             ExhaustedError: a family has no address left; nothing was recorded.
             PortTakenError: another attachment holds one of the ports; nothing was recorded.
             DuplicateError: the key or the link is recorded already.
-            StoreError: the database can't be written.
+            StoreError: what was reserved before can't be written.
         """
         (found,) = self.reserve_all((Wish(key, pools, netns, host_link, mac, mtu, pod, ports),))
         if isinstance(found, IpamError):
@@ -97,7 +98,7 @@ class Allocator:
         return found
 
     def reserve_all(self, wishes: Sequence[Wish]) -> list[Record | IpamError]:
-        """Record the intent to attach several at once, in one transaction.
+        """Hold addresses for several at once.
 
         What is wrong with one does not concern the others.
 
@@ -167,7 +168,7 @@ class Allocator:
         return self.store.confirm(key)
 
     def settle(self) -> None:
-        """Write all confirmations that are not yet, in one transaction.
+        """Write what is not yet, in one transaction.
 
         Raises:
             StoreError: the database can't be written; the next call tries again.
@@ -209,6 +210,7 @@ class Allocator:
                 self.store.insert(record)
             except DuplicateError as error:
                 problems.append(f"attachment {record.key} on {record.host_link} was not restored: {error}")
+        self.store.settle()
         self._forget_queues()
         return tuple(problems)
 

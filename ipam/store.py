@@ -3,11 +3,12 @@
 SQLite in WAL mode without synchronous writes: a commit costs microseconds, and the page cache outlives the
 process. After a reboot the content is void, as the pods are: the boot id inside decides that, not the file
 system. Memory holds the same rows, so reading costs nothing and a removed or damaged file is written anew
-from there. No address is held twice because the database refuses it, whatever the code above does.
+from there. No address and no link is held twice because both refuse it, whatever the code above does.
 
-Two things are in memory at once and in the file with `settle`, or with the next change of the same record:
-that an attachment is complete, and that an address rests no more which a record holds. Until then the file
-calls the one pending and names the other twice; whoever reads it believes the record.
+Memory is ahead of the file by what nobody has to wait for, until `settle`: new attachments, that one is
+complete, and that an address rests no more which a record holds. What dies with a process before that is in
+the kernel, where the attachment's link bears its record (ipam.alias). An address that the file names twice is
+held: whoever reads it believes the record.
 
 One process opens the file (the daemon's lock sees to that), one thread at a time changes it. Chooses no
 addresses.
@@ -21,6 +22,7 @@ import threading
 import time
 from contextlib import suppress
 from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from ipam import ports
@@ -40,7 +42,7 @@ _TRANSIENT = frozenset(
 """Failures that say nothing against the file."""
 
 _INSERT = "INSERT INTO attachments VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-_STATE = "UPDATE attachments SET state=? WHERE network=? AND container_id=? AND ifname=?"
+_PUT = f"{_INSERT} ON CONFLICT (network, container_id, ifname) DO UPDATE SET state=excluded.state"
 _DELETE = "DELETE FROM attachments WHERE network=? AND container_id=? AND ifname=?"
 _REST = "INSERT INTO released (address, at) VALUES (?,?)"
 _TAKE = "DELETE FROM released WHERE address=?"
@@ -87,7 +89,8 @@ class Store:
         self._lock = threading.Lock()
         self.records: dict[AttachmentKey, Record] = {}
         self.released: dict[bytes, int] = {}
-        # What `settle` is to write: confirmed attachments, and held addresses that rest by the file as well.
+        self._holders: dict[bytes | str, AttachmentKey] = {}
+        # What `settle` is to write: attachments, and held addresses that rest by the file as well.
         self._unwritten: dict[AttachmentKey, None] = {}
         self._taken: dict[bytes, None] = {}
         try:
@@ -101,19 +104,39 @@ class Store:
         self._identity = self._file_identity()
 
     def insert(self, *records: Record) -> None:
-        """Add attachments, all or none; their addresses rest no more.
+        """Add attachments, all or none; their addresses rest no more. `settle` writes it.
 
         Raises:
-            DuplicateError: a key, link or address among them is recorded already.
-            StoreError: they can't be written.
+            DuplicateError: a key, link or address is recorded already, or occurs twice among them.
+            StoreError: what was added before can't be written, so nothing more is taken in.
         """
-        # One statement for the one record that mostly comes: it needs no BEGIN and COMMIT.
-        self._write([(_INSERT, _row(record)) for record in records])
+        if self._unwritten:
+            # They were to be written when they were answered: then the file can't be relied on.
+            self.settle()
+        if self._closed:
+            raise StoreError(f"{self.path} is closed")
+        added: dict[AttachmentKey, Record] = {}
+        holders: dict[bytes | str, AttachmentKey] = {}
+        held, released = self._holders, self.released
         for record in records:
-            self.records[record.key] = record
+            key = record.key
+            if key in self.records or key in added:
+                raise DuplicateError(f"attachment {key} is recorded already")
+            added[key] = record
+            if len(record.addresses) > 1 and len({*map(len, record.addresses)}) < len(record.addresses):
+                raise ValueError(f"attachment {key} would hold two addresses of one family")
+            for thing in _things(record):
+                holder = held.get(thing) or holders.get(thing)
+                if holder is not None:
+                    raise DuplicateError(f"{_named(thing)} is held by {holder}, so {key} can't have it")
+                holders[thing] = key
+        self.records |= added
+        self._unwritten |= dict.fromkeys(added)
+        self._holders |= holders
+        for record in records:
             for address in record.addresses:
-                if address in self.released:
-                    del self.released[address]
+                if address in released:
+                    del released[address]
                     self._taken[address] = None
 
     def set_state(self, key: AttachmentKey, state: State) -> Record:
@@ -124,7 +147,7 @@ class Store:
             StoreError: it can't be written.
         """
         record = self._known(key).in_state(state)
-        self._write([(_STATE, (int(state), *key))])
+        self._write([(_PUT, _row(record))])
         self.records[key] = record
         self._unwritten.pop(key, None)
         return record
@@ -146,7 +169,7 @@ class Store:
             StoreError: it can't be written; the next call tries again.
         """
         unwritten, taken = tuple(self._unwritten), tuple(self._taken)
-        self._write(_due(unwritten, taken))
+        self._write(self._due(unwritten, taken))
         self._written(unwritten, taken)
 
     def remove(self, key: AttachmentKey) -> Record:
@@ -160,9 +183,11 @@ class Store:
         now = self.clock()
         taken = [address for address in record.addresses if address in self._taken]
         rest: list[Statement] = [(_REST, (address, now)) for address in record.addresses]
-        self._write([(_DELETE, tuple(key)), *_due((), taken), *rest])
+        self._write([(_DELETE, tuple(key)), *self._due((), taken), *rest])
         del self.records[key]
         self._written((key,), taken)
+        for thing in _things(record):
+            del self._holders[thing]
         self.released.update((address, now) for address in record.addresses)
         return record
 
@@ -193,7 +218,7 @@ class Store:
     def close(self) -> None:
         """Close the file, complete if it can be written; the store can't be used afterwards."""
         with self._lock:
-            due = _due(self._unwritten, self._taken)
+            due = self._due(self._unwritten, self._taken)
             if due and not self._closed:
                 with suppress(sqlite3.Error):
                     self._transaction(due)
@@ -205,6 +230,10 @@ class Store:
             return self.records[key]
         except KeyError:
             raise UnknownAttachmentError(f"no attachment {key} is recorded") from None
+
+    def _due(self, keys: Iterable[AttachmentKey], taken: Iterable[bytes]) -> list[Statement]:
+        statements: list[Statement] = [(_TAKE, (address,)) for address in taken]
+        return [(_PUT, _row(self.records[key])) for key in keys] + statements
 
     def _written(self, keys: Iterable[AttachmentKey], taken: Iterable[bytes]) -> None:
         for key in keys:
@@ -220,12 +249,10 @@ class Store:
                 raise StoreError(f"{self.path} is closed")
             try:
                 self._transaction(statements)
-            except sqlite3.IntegrityError as error:
-                raise DuplicateError(f"{self.path} refuses a second holder: {error}") from error
             except sqlite3.DatabaseError as error:
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF in _TRANSIENT:
                     raise StoreError(f"{self.path} can't be written: {error}; is its disk full?") from error
-                # Memory holds every committed row: a damaged or removed file costs nothing but this.
+                # Memory holds every row: a file that is damaged, removed or at odds with it costs but this.
                 self._rewrite()
                 self._again(statements)
 
@@ -294,6 +321,8 @@ class Store:
             return False
         rows = database.execute("SELECT * FROM attachments ORDER BY created").fetchall()
         self.records = {record.key: record for record in map(record_of, rows)}
+        for record in self.records.values():
+            self._holders |= dict.fromkeys(_things(record), record.key)
         released = dict(database.execute(RELEASED))
         self.released = resting(released, self.records.values())
         self._taken = dict.fromkeys(released.keys() - self.released.keys())
@@ -335,8 +364,8 @@ class Store:
             # Before the records are looked at: the writer's thread may change one meanwhile.
             unwritten, taken = tuple(self._unwritten), tuple(self._taken)
             self._transaction(
-                [(_INSERT, _row(record)) for record in self.records.values()]
-                + [(_REST, (address, at)) for address, at in self.released.items()]
+                [(_INSERT, _row(record)) for record in tuple(self.records.values())]
+                + [(_REST, released) for released in tuple(self.released.items())]
                 + [("SELECT 1", ())]
             )
         except (OSError, sqlite3.Error) as error:
@@ -355,22 +384,18 @@ class Store:
         return tuple(found)
 
 
-def _due(confirmed: Iterable[AttachmentKey], taken: Iterable[bytes]) -> list[Statement]:
-    statements: list[Statement] = [(_STATE, (int(State.ATTACHED), *key)) for key in confirmed]
-    statements += [(_TAKE, (address,)) for address in taken]
-    return statements
+def _things(record: Record) -> tuple[bytes | str, ...]:
+    """Return what only one attachment can have."""
+    return (record.host_link, *record.addresses)
+
+
+def _named(thing: bytes | str) -> str:
+    return f"link {thing}" if isinstance(thing, str) else f"address {ip_address(thing)}"
 
 
 def _row(record: Record) -> tuple[Any, ...]:
-    address4 = address6 = None
-    for address in record.addresses:
-        size = len(address)
-        if size == 4 and address4 is None:
-            address4 = address
-        elif size == 16 and address6 is None:
-            address6 = address
-        else:
-            raise ValueError(f"attachment {record.key} has two addresses of one family")
+    by_size = {len(address): address for address in record.addresses}
+    address4, address6 = by_size.get(4), by_size.get(16)
     return (
         *record.key,
         record.netns,

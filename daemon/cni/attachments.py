@@ -2,8 +2,9 @@
 
 Everything here runs on the writer's thread, one call after the other. That is what serialises requests for
 one attachment, and it is why a call never leaves anything half done behind but by dying: then record and link
-say so, and `collect` finishes or undoes it. That an attachment is complete is written after its ADD was
-answered, by `settle`; until then its link's alias says it. Owns no protocol; raises CniError where the
+say so, and `collect` finishes or undoes it. A new attachment is written after its ADD was answered, by
+`settle`: the alias that its link gets with the last of its wiring is the record until then, and a start finds
+it (`adopt`). Owns no protocol; raises CniError where the
 runtime must be told a code, lets the exceptions of ipam and datapath pass otherwise.
 """
 
@@ -315,11 +316,11 @@ class Attachments:
         return record
 
     def settle(self) -> None:
-        """Write that the new attachments are complete, all in one transaction; cheap when all is written.
+        """Write the new attachments, all in one transaction; cheap when all is written.
 
         Raises:
             StoreError: the database can't be written. Nothing is lost: the next call or collection tries
-                again, and after a restart the links' aliases tell.
+                again, after a restart the links' aliases tell, and no ADD is served before it succeeds.
         """
         self.ipam.settle()
 
@@ -398,10 +399,12 @@ class Attachments:
                     problems.append(f"{key}: {error}")
         return gone, problems
 
-    def rebuild(self, kernel: Kernel) -> tuple[str, ...]:
-        """Restore the records of an empty database from the aliases of the host links, and from nftables.
+    def adopt(self, kernel: Kernel) -> tuple[str, ...]:
+        """Record what is attached and not on record, from the aliases of the host links and from nftables.
 
-        There the host ports are: an alias is too short for as many as a pod may have.
+        To be called at a start, before anything else. That is where an ADD is found that died before it was
+        written, and everything when the database was lost. The host ports are in nftables: an alias is too
+        short for as many as a pod may have.
 
         Returns:
             What is strange about the links, in words.
@@ -410,10 +413,13 @@ class Attachments:
             StoreError: the database can't be written.
             DatapathError: the links can't be listed.
         """
-        records, problems = records_of(kernel.links(), self.ipam.store.clock() / 1e9)
-        if records:
-            records = with_ports(records, kernel.host_ports())
-        return (*problems, *self.ipam.restore(records))
+        store = self.ipam.store
+        known = {record.host_link for record in store.records.values()}
+        links = [link for link in kernel.links() if link.name not in known]
+        found, problems = records_of(links, store.clock() / 1e9)
+        if found:
+            problems += self.ipam.restore(with_ports(found, kernel.host_ports()))
+        return tuple(problems)
 
     def collect(self, kernel: Kernel) -> Collected:
         """Finish or undo what was half done, release what is dead, remove links that nobody knows.
@@ -443,7 +449,7 @@ class Attachments:
         try:
             self.settle()
         except IpamError as error:
-            found.problems.append(f"attachments can't be confirmed: {error}")
+            found.problems.append(f"new attachments can't be written: {error}")
         known = {record.host_link for record in self.ipam.records()}
         for name in sorted(links.keys() - known):
             try:

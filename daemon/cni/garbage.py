@@ -128,10 +128,10 @@ class Garbage:
             )
         if store.voided:
             log.info("the node was restarted: what was attached before is void", attachments=store.voided)
-        if store.fresh:
-            problems = await self._writer.attachment(self._attachments.rebuild)
-            self._warn(_STRANGE_LINKS, {problem: problem for problem in problems})
-        rebuilt = len(store.records) if store.fresh else 0
+        known = len(store.records)
+        problems = await self._writer.attachment(self._attachments.adopt)
+        self._warn(_STRANGE_LINKS, {problem: problem for problem in problems})
+        rebuilt = len(store.records) - known
         drained = await self._drain()
         recovered = Recovered(rebuilt, drained, await self._collect())
         log.info(

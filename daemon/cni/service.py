@@ -158,11 +158,13 @@ class CniService:
         self._began = 0.0
 
     def _settle(self) -> None:
-        """Write that attachments are complete. Who dies before finds it in the kernel."""
+        """Write what was attached. Who dies before finds it in the kernel."""
         try:
             self._attachments.settle()
         except StoreError as error:
-            log.warning("attachments can't be confirmed, it is tried again", error=str(error))
+            log.warning(
+                "new attachments can't be written, it is tried again before the next one", error=str(error)
+            )
 
     def _conclude(self, traces: Sequence[Trace]) -> None:
         """Do what nobody waits for."""

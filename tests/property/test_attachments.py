@@ -116,8 +116,7 @@ class Node(RuleBasedStateMachine):
         self.store = Store(self.path, boot=f"boot-{self.boots}", clock=lambda: self.now)
         self.store._database = Database(self.store._database, self.statement)  # type: ignore[assignment]
         self.attachments = Attachments(Allocator(self.store, cooldown=30), lives=self.kernel.lives)
-        if self.store.fresh:
-            assert self.attachments.rebuild(self.kernel) == ()
+        assert self.attachments.adopt(self.kernel) == ()
         collected = self.attachments.collect(self.kernel)
         assert collected.problems == []
         assert collected.broken == []

@@ -58,6 +58,7 @@ def test_an_address_that_a_record_holds_does_not_rest(path: str) -> None:
     store.insert(
         replace(allocator.records()[0], key=OTHER, host_link="weft0000000000c", addresses=(*store.released,))
     )
+    store.settle()
     assert not read(path, boot="b").released
     store.close()
 

@@ -88,13 +88,18 @@ def full(self: Store, statements: Any) -> None:
     raise error
 
 
-def test_a_confirmation_is_known_at_once_and_written_when_it_is_settled(opener: Opener) -> None:
+def test_what_is_new_is_known_at_once_and_written_when_it_is_settled(opener: Opener) -> None:
     store = opener()
     store.insert(record(), record(2, b"\x0a\x00\x00\x03"))
     assert store.confirm(KEY) == store.records[KEY] == replace(record(), state=State.ATTACHED)
-    assert states(opener()) == [State.PENDING, State.PENDING]
+    assert states(store) == [State.ATTACHED, State.PENDING]
+    assert states(opener()) == []
     store.settle()
     assert states(opener()) == [State.ATTACHED, State.PENDING]
+    assert store.confirm(record(2).key).state is State.ATTACHED
+    assert states(opener()) == [State.ATTACHED, State.PENDING]
+    store.settle()
+    assert states(opener()) == [State.ATTACHED, State.ATTACHED]
     with pytest.raises(UnknownAttachmentError):
         store.confirm(record(3).key)
 
@@ -147,6 +152,7 @@ def test_another_boot_voids_everything(opener: Opener) -> None:
     first.insert(record())
     first.remove(KEY)
     first.insert(record())
+    first.settle()
     second = opener(boot="boot-2")
     assert second.voided == 1
     assert second.fresh
@@ -167,13 +173,45 @@ def test_another_boot_voids_everything(opener: Opener) -> None:
     ],
     ids=["key", "IPv4", "IPv6", "link"],
 )
-def test_the_database_itself_refuses_a_second_holder(opener: Opener, other: Record) -> None:
+def test_a_second_holder_is_refused(opener: Opener, other: Record) -> None:
     store = opener()
+    third = record(3, b"\x0a\x00\x00\x04")
+    with pytest.raises(DuplicateError):
+        store.insert(third, record(), other)
+    assert not store.records
     store.insert(record())
     with pytest.raises(DuplicateError):
-        store.insert(other)
+        store.insert(third, other)
     assert list(store.records) == [KEY]
-    assert list(opener().records) == [KEY]
+    store.insert(third)
+    store.settle()
+    again = opener()
+    assert list(again.records) == [KEY, third.key]
+    with pytest.raises(DuplicateError):
+        again.insert(other)
+    again.remove(KEY)
+    again.insert(other)
+
+
+@pytest.mark.parametrize("column", ["address4", "address6", "host_link"])
+def test_the_database_itself_refuses_a_second_holder(opener: Opener, path: str, column: str) -> None:
+    store = opener()
+    store.insert(record(), record(2, b"\x0a\x00\x00\x03", bytes(16)))
+    store.settle()
+    with closing(sqlite3.connect(path)) as database, pytest.raises(sqlite3.IntegrityError):
+        database.execute(f"UPDATE attachments SET {column}=(SELECT {column} FROM attachments)")
+
+
+def test_a_file_that_somebody_else_wrote_to_is_written_anew(opener: Opener, path: str) -> None:
+    store = opener()
+    store.insert(record())
+    store.settle()
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE attachments SET container_id='other'")
+        database.commit()
+    store.confirm(KEY)
+    store.settle()
+    assert opener().records == store.records == {KEY: replace(record(), state=State.ATTACHED)}
 
 
 def count(path: str) -> int:
@@ -187,12 +225,23 @@ def test_that_an_address_rests_no_more_is_written_later_and_read_at_once(opener:
     store.insert(record())
     store.remove(KEY)
     store.insert(record(2, V4))
-    assert (count(path), opener().released) == (2, {V6: 7})
-    # A new process knows what the one before it left to be written.
+    assert (count(path), store.released) == (2, {V6: 7})
+    store.settle()
+    assert (count(path), store.released) == (1, {V6: 7})
+    assert opener().released == {V6: 7}
+
+
+def test_a_file_that_calls_a_held_address_resting_is_put_right(opener: Opener, path: str) -> None:
+    store = opener()
+    store.insert(record())
+    store.settle()
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("INSERT INTO released (address, at) VALUES (?, 7)", (V4,))
+        database.commit()
     second = opener()
+    assert second.released == {}
     second.settle()
-    assert (count(path), second.released) == (1, {V6: 7})
-    assert opener().records == second.records
+    assert count(path) == 0
 
 
 def test_an_address_is_given_back_before_it_is_written_that_it_was_taken(opener: Opener, path: str) -> None:
@@ -227,6 +276,7 @@ def test_a_record_takes_its_addresses_out_of_rest(opener: Opener) -> None:
     with pytest.raises(DuplicateError):
         store.insert(record(3, V4))
     assert store.released == {V6: 7}
+    store.settle()
     assert opener().released == {V6: 7}
 
 
@@ -266,6 +316,7 @@ def test_a_damaged_file_is_set_aside(opener: Opener, path: str, content: bytes) 
     with open(store.aside, "rb") as file:
         assert file.read() == content
     store.insert(record())
+    store.settle()
     assert list(opener().records) == [KEY]
 
 
@@ -353,22 +404,24 @@ def test_a_file_found_damaged_while_open_is_written_anew(
 
     monkeypatch.setattr(Store, "_transaction", failing)
     store.insert(record(2, b"\x0a\x00\x00\x03"))
+    store.settle()
     again = opener()
     assert set(again.records) == {KEY, record(2).key}
     assert not again.aside
 
 
-def test_a_full_disk_is_named_and_nothing_is_remembered(
-    opener: Opener, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_a_full_disk_nothing_more_is_taken_in(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     store = opener()
-
     store.insert(record())
     with monkeypatch.context() as patch:
         patch.setattr(Store, "_transaction", full)
         with pytest.raises(StoreError, match="full"):
             store.insert(record(2, b"\x0a\x00\x00\x03"))
-    assert list(store.records) == list(opener().records) == [KEY]
+        with pytest.raises(StoreError, match="full"):
+            store.set_state(KEY, State.RELEASING)
+    assert states(store) == [State.PENDING]
+    store.insert(record(2, b"\x0a\x00\x00\x03"))
+    assert list(opener().records) == [KEY]
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
