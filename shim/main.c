@@ -98,6 +98,8 @@ int main(int argc, char **argv)
 	int64_t deadline = now_ms() + verb->limit_ms;
 	struct buffer config = {0}, request = {0};
 	struct call call = {.outcome = NO_ANSWER};
+	struct exchange *begun = NULL;
+	bool loops = is_loopback(argc > 0 ? argv[0] : NULL), daemonless = strcmp(command, "VERSION") == 0 || loops;
 
 	occupy_standard_descriptors();
 	signal(SIGPIPE, SIG_IGN);
@@ -105,13 +107,15 @@ int main(int argc, char **argv)
 		fprintf(stderr, "weft: the CNI plugin of Weft, executed by container runtimes; CNI versions 0.3.1, 0.4.0, 1.0.0, 1.1.0\n");
 		return 0;
 	}
+	if (!daemonless)
+		begun = begin(deadline);
 	read_config(&config, deadline);
 	if (strcmp(command, "VERSION") == 0)
 		print_version();
-	if (is_loopback(argc > 0 ? argv[0] : NULL))
+	if (loops)
 		loopback(command, (struct slice){config.bytes, config.length});
 	encode_request(&request, (struct slice){config.bytes, config.length});
-	execute((struct slice){request.bytes, request.length}, deadline, &call);
+	execute(begun, (struct slice){request.bytes, request.length}, deadline, &call);
 	if (call.outcome == ANSWERED)
 		deliver(&call);
 	if (strcmp(command, "DEL") == 0)

@@ -103,8 +103,10 @@ struct call {
 	struct buffer received; /* backs response.output */
 	char message[160], details[1200];
 };
-/* Calls weft.cni.v1.Cni/Execute; returns by the deadline at the latest. */
-void execute(struct slice request, int64_t deadline, struct call *call);
+/* Begins a call while its request is not there yet, without waiting for anything; NULL if that can't be. Once in a process. */
+struct exchange *begin(int64_t deadline);
+/* Calls weft.cni.v1.Cni/Execute, goes on with what was begun if not NULL; returns by the deadline at the latest. */
+void execute(struct exchange *begun, struct slice request, int64_t deadline, struct call *call);
 
 /* sandbox.c */
 /* Moves this process into the network namespace at path; 0, or the errno: EINVAL if it is none. */

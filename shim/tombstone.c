@@ -100,7 +100,7 @@ _Noreturn void record_deletion(struct slice request, int64_t deadline)
 		give_up("making " DELETIONS_DIRECTORY, errno);
 	lock(deadline);
 	if (remaining_ms(deadline) > 0)
-		execute(request, deadline, &again);
+		execute(NULL, request, deadline, &again);
 	if (again.outcome == ANSWERED)
 		deliver(&again);
 	write_tombstone(request);

@@ -6,6 +6,7 @@ Owns the socket and what it did not take yet. Knows no calls and who waits for t
 from __future__ import annotations
 
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -64,7 +65,7 @@ class Client:
         if not data:
             self.gone = True
             return []
-        return self.connection.receive(data)
+        return self.connection.receive(data, time.perf_counter())
 
     def leave(self) -> None:
         """Tell that no more calls are taken."""

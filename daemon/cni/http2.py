@@ -47,12 +47,16 @@ _TWO_NUMBERS = Struct(">II")
 
 
 class Request(NamedTuple):
-    """A request that is whole, or was cut at the limit of bodies; of equal headers the last counts."""
+    """A request that is whole, or was cut at the limit of bodies; of equal headers the last counts.
+
+    `began` is the time at which its headers came.
+    """
 
     stream: int
     headers: Mapping[bytes, bytes]
     body: bytes
     cut: bool
+    began: float = 0.0
 
 
 class Reset(NamedTuple):
@@ -73,6 +77,7 @@ class _Stream:
 
     headers: Mapping[bytes, bytes]
     window: int
+    began: float
     body: bytearray = field(default_factory=bytearray)
     told: bool = False
     ended: bool = False
@@ -116,6 +121,7 @@ _GREETING = frame(
 
 
 _SETTINGS_ACK = frame(SETTINGS, ACK, 0)
+_OPENED = [_GREETING, _SETTINGS_ACK]
 
 
 @lru_cache(maxsize=64)
@@ -153,12 +159,22 @@ class Connection:
         self._table_changed = False
         self._window = self._stream_window = _DEFAULT_WINDOW
         self._consumed = 0
+        self._now = 0.0
         self._events: list[Request | Reset] = []
 
-    def receive(self, data: bytes) -> list[Request | Reset]:
-        """Take what came from the client; return what it means, in order."""
+    @property
+    def patient(self) -> bool:
+        """Whether a request has begun, and nothing is to be sent but the connection's own opening.
+
+        A client whose request is under way can do without that for a while.
+        """
+        return bool(self._streams) and self._out == _OPENED
+
+    def receive(self, data: bytes, now: float = 0.0) -> list[Request | Reset]:
+        """Take what came from the client at a time; return what it means, in order."""
         if self.fault:
             return []
+        self._now = now
         self._buffer = self._buffer + data if self._buffer else data
         try:
             self._read()
@@ -237,8 +253,8 @@ class Connection:
                         opening
                     )
                     self._greeted = self._settled = True
-                    self._out += (_GREETING, _SETTINGS_ACK)
-                    self._streams[1] = _Stream(headers, self._stream_window)
+                    self._out += _OPENED
+                    self._streams[1] = _Stream(headers, self._stream_window, self._now)
                     self._last = 1
                     return len(known)
         return 0
@@ -247,7 +263,7 @@ class Connection:
         """Remember what an opening led to, if that was settings and one request whose body is to come."""
         state = self._streams.get(1)
         plain = len(self._streams) == 1 and state is not None and not state.ended
-        if plain and self._out == [_GREETING, _SETTINGS_ACK] and len(opening) <= _OPENING_BYTES:
+        if plain and self._out == _OPENED and len(opening) <= _OPENING_BYTES:
             if len(_OPENINGS) >= _OPENINGS_LIMIT:
                 _OPENINGS.clear()
             assert state is not None
@@ -330,7 +346,7 @@ class Connection:
             if self._leaving or len(self._streams) >= STREAMS:
                 self._out.append(frame(RST_STREAM, 0, stream, _NUMBER.pack(REFUSED_STREAM)))
                 return
-            state = self._streams[stream] = _Stream(headers, self._stream_window, ended=ended)
+            state = self._streams[stream] = _Stream(headers, self._stream_window, self._now, ended=ended)
             if ended:
                 self._tell(stream, state)
 
@@ -347,7 +363,7 @@ class Connection:
 
     def _tell(self, stream: int, state: _Stream, *, cut: bool = False) -> None:
         state.told = True
-        self._events.append(Request(stream, state.headers, bytes(state.body), cut))
+        self._events.append(Request(stream, state.headers, bytes(state.body), cut, state.began))
         state.body.clear()
 
     def _read_priority(self, _flags: int, _stream: int, payload: bytes) -> None:

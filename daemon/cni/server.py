@@ -301,7 +301,9 @@ class CniServer:
             self._close(client)
             return
         # What belongs to the connection goes with the answer, which comes soon: the shim is woken once.
-        if len(self._waiting) == waiting or client.gone or client.connection.fault:
+        # A client that wants to see it before it goes on gets it from `run`.
+        soon = len(self._waiting) > waiting or client.connection.patient
+        if not soon or client.gone or client.connection.fault:
             self._flush(client)
 
     def _begin(self, client: Client, request: Request) -> None:
@@ -320,7 +322,7 @@ class CniServer:
         if response is not None:
             client.connection.respond(request.stream, *unary.answer(response.SerializeToString()))
             return
-        deadline = float("inf") if call.timeout is None else arrived + call.timeout
+        deadline = float("inf") if call.timeout is None else request.began + call.timeout
         self._waiting.append(_Call(client, request.stream, Asked(message, arrived), deadline))
 
     def _reset(self, client: Client, event: Reset) -> None:

@@ -211,6 +211,76 @@ def test_room_in_a_full_backlog_is_waited_for(shim: Shim) -> None:
     assert done.seconds > 0.25
 
 
+def opening(connection: socket.socket) -> bytes:
+    """What the shim says until its request's headers are whole."""
+    said = b""
+    while b"/weft.cni.v1.Cni/Execute" not in said and b"content-type" not in said and len(said) < 100:
+        said += connection.recv(65536)
+    return said
+
+
+async def test_the_daemon_is_told_of_a_call_before_the_configuration_is_there(shim: Shim) -> None:
+    called = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def talk(connection: socket.socket) -> None:
+        opening(connection)
+        loop.call_soon_threadsafe(called.set)
+        said = b""
+        while b"the configuration" not in said:
+            said += connection.recv(65536)
+        connection.sendall(http2.reply(b"\x0a\x02{}"))
+        connection.recv(65536)
+
+    with http2.answering(shim.socket, talk):
+        process = await started(shim, "ADD")
+        async with asyncio.timeout(5):
+            await called.wait()
+        output, _ = await process.communicate(b'{"a":"the configuration"}')
+    assert (process.returncode, output) == (0, b"{}")
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+async def test_a_daemon_that_goes_before_the_configuration_comes_did_nothing(
+    shim: Shim, command: str
+) -> None:
+    gone = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def talk(connection: socket.socket) -> None:
+        opening(connection)
+        connection.close()
+        loop.call_soon_threadsafe(gone.set)
+
+    with http2.answering(shim.socket, talk):
+        process = await started(shim, command)
+        async with asyncio.timeout(5):
+            await gone.wait()
+    shim.socket.unlink()
+    output, _ = await process.communicate(b'{"cniVersion":"1.0.0","name":"weft"}')
+    if command == "DEL":
+        assert (process.returncode, len(shim.tombstones)) == (0, 1)
+    else:
+        assert json.loads(output)["code"] == 11
+
+
+async def started(shim: Shim, command: str) -> asyncio.subprocess.Process:
+    """The shim while its configuration is not there yet."""
+    return await asyncio.create_subprocess_exec(
+        shim.binary, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **shim.arguments(command, {})
+    )
+
+
+@pytest.mark.parametrize("command", ["VERSION", ""])
+async def test_what_needs_no_daemon_does_not_call_it(shim: Shim, command: str) -> None:
+    with http2.listening(shim.socket) as server:
+        server.settimeout(0.2)
+        shim.run(command)
+        shim.run("ADD", name="/opt/cni/bin/loopback", CNI_NETNS="/absent")
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
 def test_a_status_never_waits_long(shim: Shim) -> None:
     with full_backlog(shim.socket):
         done = shim.run("STATUS")

@@ -104,6 +104,31 @@ def test_a_request_is_told_when_it_is_whole() -> None:
     assert connection.receive(frame(DATA, END_STREAM, 1, b"c")) == [Request(1, dict(FIELDS), b"abc", False)]
 
 
+def test_a_request_tells_when_its_headers_came() -> None:
+    for _ in range(2):  # the second time the opening is remembered
+        connection = Connection(LIMIT)
+        assert connection.receive(HELLO + opened(), 5.0) == []
+        (event,) = connection.receive(frame(DATA, END_STREAM, 1, b"c"), 7.0)
+        assert isinstance(event, Request)
+        assert event.began == 5.0
+    (event,) = connection.receive(whole(3, b"x"), 9.0)
+    assert isinstance(event, Request)
+    assert event.began == 9.0
+
+
+def test_the_opening_can_wait_while_a_request_is_under_way_and_nothing_else_can() -> None:
+    connection = Connection(LIMIT)
+    connection.receive(HELLO)
+    assert not connection.patient, "who waits for our settings is told them"
+    connection = Connection(LIMIT)
+    found = []
+    for data in (HELLO + opened(), frame(PING, 0, 0, bytes(8))):
+        connection.receive(data)
+        found.append(connection.patient)
+    connection.take()
+    assert (*found, connection.patient) == (True, False, False)
+
+
 def test_a_request_without_a_body_and_one_that_ends_with_trailers() -> None:
     connection = greeted()
     (event,) = connection.receive(opened(flags=END_HEADERS | END_STREAM))

@@ -312,6 +312,47 @@ async def test_while_the_kernel_hangs_status_is_answered_and_deadlines_are_told(
 
 
 @pytest.mark.usefixtures("server")
+async def test_a_deadline_counts_from_the_headers(path: str, echo: Echo) -> None:
+    """As the client counts it, whose request may follow them by long."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    fields = [
+        (":method", "POST"),
+        (":path", "/weft.cni.v1.Cni/Execute"),
+        ("content-type", "application/grpc"),
+        ("grpc-timeout", "200m"),
+    ]
+    request = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, Encoder().encode(fields))
+    writer.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0) + request)
+    body = ExecuteRequest(command="ADD").SerializeToString()
+    await asyncio.sleep(0.3)
+    writer.write(http2.frame(http2.DATA, http2.END_STREAM, 1, bytes(4) + bytes([len(body)]) + body))
+    async with asyncio.timeout(5):
+        said = b""
+        while b"grpc-status\x014" not in said:
+            said += await reader.read(65536)
+    writer.close()
+    await writer.wait_closed()
+    assert echo.done == []
+
+
+async def test_who_waits_for_the_opening_before_the_body_gets_it(path: str, server: CniServer) -> None:
+    reader, writer = await asyncio.open_unix_connection(path)
+    fields = [
+        (":method", "POST"),
+        (":path", "/weft.cni.v1.Cni/Execute"),
+        ("content-type", "application/grpc"),
+    ]
+    request = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, Encoder().encode(fields))
+    writer.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0) + request)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        watching = group.create_task(server.run())
+        assert http2.frame(http2.SETTINGS, http2.ACK, 0) in await reader.read(65536)
+        watching.cancel()
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.usefixtures("server")
 async def test_a_defect_in_reading_ends_one_connection(path: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call(path, ExecuteRequest(command="defect"))
