@@ -34,6 +34,8 @@ _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 _RTNH_F_ONLINK = 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 6, 7, 15
 _RTMSG = Struct("=BBBBBBBBI")
+# Looking up a member of an enumeration takes as long as packing a message.
+_UNICAST = RouteKind.UNICAST
 
 # The shapes written by the thousand, by length of the destination: rtmsg, RTA_DST, RTA_OIF, RTA_GATEWAY or
 # RTA_PREFSRC (towards a pod), or both (towards a node).
@@ -84,7 +86,7 @@ def new_route(
 ) -> Message:
     """Return the message that creates or replaces a route of the main table."""
     scope = _SCOPE_UNIVERSE
-    if route.kind is RouteKind.UNICAST and route.gateway is None and len(route.destination) == 4:
+    if route.gateway is None and len(route.destination) == 4 and route.kind is _UNICAST:
         scope = _SCOPE_LINK
     return Message(RTM_NEWROUTE, flags, _route_payload(route, link_index, protocol, scope))
 
@@ -133,21 +135,22 @@ def decode_route(payload: bytes) -> RouteState:
 
 
 def _route_payload(route: Route, link_index: int, protocol: int, scope: int) -> bytes:
-    destination, gateway, source = route.destination, route.gateway, route.source
+    destination, gateway, source, length = route.destination, route.gateway, route.source, route.length
+    family = family_of(destination)
     flags = _RTNH_F_ONLINK if route.onlink else 0
-    head = (family_of(destination), route.length, 0, 0, TABLE_MAIN, protocol, scope, route.kind, flags)
-    if link_index and route.length and not route.metric and (gateway is None) != (source is None):
-        kind, last = (_RTA_GATEWAY, gateway) if gateway is not None else (_RTA_PREFSRC, source)
+    head = (family, length, 0, 0, TABLE_MAIN, protocol, scope, route.kind, flags)
+    if link_index and length and not route.metric:
         size = 4 + len(destination)
-        return _LAST[size - 4].pack(
-            *head, size, _RTA_DST, destination, 8, _RTA_OIF, link_index, size, kind, last
-        )
-    if link_index and route.length and not route.metric and gateway is not None and source is not None:
-        size = 4 + len(destination)
-        ours = (size, _RTA_GATEWAY, gateway, size, _RTA_PREFSRC, source)
-        return _BOTH[size - 4].pack(*head, size, _RTA_DST, destination, 8, _RTA_OIF, link_index, *ours)
+        place = (size, _RTA_DST, destination, 8, _RTA_OIF, link_index, size)
+        if gateway is not None and source is not None:
+            last = (_RTA_GATEWAY, gateway, size, _RTA_PREFSRC, source)
+            return _BOTH[len(destination)].pack(*head, *place, *last)
+        if gateway is not None:
+            return _LAST[len(destination)].pack(*head, *place, _RTA_GATEWAY, gateway)
+        if source is not None:
+            return _LAST[len(destination)].pack(*head, *place, _RTA_PREFSRC, source)
     parts = [_RTMSG.pack(*head)]
-    if route.length:
+    if length:
         parts.append(attribute(_RTA_DST, destination))
     if link_index:
         parts.append(u32(_RTA_OIF, link_index))
