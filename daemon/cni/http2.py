@@ -166,9 +166,9 @@ class Connection:
     def patient(self) -> bool:
         """Whether a request has begun, and nothing is to be sent but the connection's own opening.
 
-        A client whose request is under way can do without that for a while.
+        A client can do without that until it has sent as much of the request as the first window takes.
         """
-        return bool(self._streams) and self._out == _OPENED
+        return bool(self._streams) and not self._consumed and self._out == _OPENED
 
     def receive(self, data: bytes, now: float = 0.0) -> list[Request | Reset]:
         """Take what came from the client at a time; return what it means, in order."""

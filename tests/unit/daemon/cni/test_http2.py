@@ -127,6 +127,9 @@ def test_the_opening_can_wait_while_a_request_is_under_way_and_nothing_else_can(
         found.append(connection.patient)
     connection.take()
     assert (*found, connection.patient) == (True, False, False)
+    connection = Connection(LIMIT)
+    connection.receive(HELLO + opened() + frame(DATA, 0, 1, bytes(100)))
+    assert not connection.patient, "more than fits into the first window has to be let in"
 
 
 def test_a_request_without_a_body_and_one_that_ends_with_trailers() -> None:

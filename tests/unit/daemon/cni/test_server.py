@@ -335,6 +335,24 @@ async def test_a_deadline_counts_from_the_headers(path: str, echo: Echo) -> None
     assert echo.done == []
 
 
+@pytest.mark.usefixtures("server")
+async def test_a_request_that_needs_a_larger_window_gets_it_at_once(path: str) -> None:
+    fields = [
+        (":method", "POST"),
+        (":path", "/weft.cni.v1.Cni/Execute"),
+        ("content-type", "application/grpc"),
+    ]
+    request = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, Encoder().encode(fields))
+    for _ in range(2):  # the second opening is a known one
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0) + request)
+        writer.write(http2.frame(http2.DATA, 0, 1, bytes(16384)) * 3)
+        async with asyncio.timeout(5):
+            assert http2.frame(http2.SETTINGS, http2.ACK, 0) in await reader.read(65536)
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_who_waits_for_the_opening_before_the_body_gets_it(path: str, server: CniServer) -> None:
     reader, writer = await asyncio.open_unix_connection(path)
     fields = [
