@@ -10,8 +10,8 @@ complete, and that an address rests no more which a record holds. What dies with
 the kernel, where the attachment's link bears its record (ipam.alias). An address that the file names twice is
 held: whoever reads it believes the record.
 
-One process opens the file (the daemon's lock sees to that), one thread at a time changes it. Chooses no
-addresses.
+One process opens the file (the daemon's lock sees to that), one thread at a time changes it. Who opens it
+looks into the kernel for attachments that are not in it before it hands out an address. Chooses no addresses.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ class Store:
 
     Attributes:
         path: of the file.
-        fresh: nothing was known when it was opened (new, of another boot, damaged), so the caller must look
-            into the kernel for attachments before it hands out an address.
+        fresh: nothing was known when it was opened: it is new, of another boot, or was damaged.
         aside: where an unreadable file was moved; "" when there was none.
         reason: why it could not be read, in words.
         voided: how many attachments of an earlier boot were dropped when it was opened.
