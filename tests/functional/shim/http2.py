@@ -16,6 +16,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, 
     0, 1, 3, 4, 5, 6, 7, 8, 9,
 )  # fmt: skip
 END_STREAM, END_HEADERS = 1, 4
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 STREAM = 1  # the first stream that a client opens
 
 

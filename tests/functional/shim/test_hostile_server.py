@@ -212,11 +212,13 @@ def test_room_in_a_full_backlog_is_waited_for(shim: Shim) -> None:
 
 
 def opening(connection: socket.socket) -> bytes:
-    """What the shim says until its request's headers are whole."""
-    said = b""
-    while b"/weft.cni.v1.Cni/Execute" not in said and b"content-type" not in said and len(said) < 100:
-        said += connection.recv(65536)
-    return said
+    """What the shim says until its request's headers are whole, and not a byte more."""
+    said = connection.recv(len(http2.PREFACE), socket.MSG_WAITALL)
+    while True:
+        head = connection.recv(9, socket.MSG_WAITALL)
+        said += head + connection.recv(int.from_bytes(head[:3], "big"), socket.MSG_WAITALL)
+        if head[3] == http2.HEADERS:
+            return said
 
 
 async def test_the_daemon_is_told_of_a_call_before_the_configuration_is_there(shim: Shim) -> None:

@@ -131,6 +131,8 @@ def test_what_was_answered_survives_a_kill_before_it_is_written(node: Node) -> N
     found = node.attachments.collect(node.kernel)
     assert (found.confirmed, found.released, found.orphans, found.problems) == ([], [], [], [])
     assert [alike(record) for record in node.allocator.records()] == [alike(record) for record in before]
+    node.attachments.tell_flows()
+    assert len(node.stale) == 1, "flows to its host port are told of at a start"
     assert told(node.attachments.add_all(node.kernel, [asked(node, 3)])) == ["10.244.1.4"]
     node.restart()
     assert node.attachments.adopt(node.kernel) == ()

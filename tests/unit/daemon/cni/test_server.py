@@ -8,7 +8,7 @@ import select
 import socket
 import threading
 import time
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -286,88 +286,81 @@ async def test_a_call_under_way_is_finished_when_its_client_goes(path: str, echo
     assert echo.done == ["hang", "DEL"]
 
 
-@pytest.mark.usefixtures("watched")
-async def test_while_the_kernel_hangs_status_is_answered_and_deadlines_are_told(
-    path: str, echo: Echo
-) -> None:
+TOO_LATE = b"grpc-status\x014"
+SETTINGS_TAKEN = http2.frame(http2.SETTINGS, http2.ACK, 0)
+
+
+@asynccontextmanager
+async def connected(path: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection on which a test says what it likes."""
     reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def opening(*more: tuple[str, str]) -> bytes:
+    """What a client begins with, up to its call's headers."""
     fields = [
         (":method", "POST"),
         (":path", "/weft.cni.v1.Cni/Execute"),
         ("content-type", "application/grpc"),
     ]
-    block = Encoder().encode([*fields, ("grpc-timeout", "100m")])
-    body = ExecuteRequest(command="hang").SerializeToString()
-    request = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, block)
-    writer.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0) + request)
-    writer.write(http2.frame(http2.DATA, http2.END_STREAM, 1, bytes(4) + bytes([len(body)]) + body))
-    await asyncio.to_thread(echo.begun.wait, 5)
-    async with asyncio.timeout(5):
+    headers = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, Encoder().encode([*fields, *more]))
+    return http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0) + headers
+
+
+def body(request: ExecuteRequest) -> bytes:
+    """The rest of the call."""
+    message = request.SerializeToString()
+    return http2.frame(http2.DATA, http2.END_STREAM, 1, bytes(4) + bytes([len(message)]) + message)
+
+
+async def heard(reader: asyncio.StreamReader, words: bytes) -> None:
+    """Read until the server has said so."""
+    said = b""
+    while words not in said:
+        said += await reader.read(65536)
+
+
+@pytest.mark.usefixtures("watched")
+async def test_while_the_kernel_hangs_status_is_answered_and_deadlines_are_told(
+    path: str, echo: Echo
+) -> None:
+    async with asyncio.timeout(5), connected(path) as (reader, writer):
+        writer.write(opening(("grpc-timeout", "100m")) + body(ExecuteRequest(command="hang")))
+        await asyncio.to_thread(echo.begun.wait, 5)
         assert (await call(path, ExecuteRequest(command="STATUS"))).output == b"at once"
-        said = b""
-        while b"grpc-status\x014" not in said:
-            said += await reader.read(65536)
-    writer.close()
-    await writer.wait_closed()
+        await heard(reader, TOO_LATE)
 
 
 @pytest.mark.usefixtures("server")
 async def test_a_deadline_counts_from_the_headers(path: str, echo: Echo) -> None:
     """As the client counts it, whose request may follow them by long."""
-    reader, writer = await asyncio.open_unix_connection(path)
-    fields = [
-        (":method", "POST"),
-        (":path", "/weft.cni.v1.Cni/Execute"),
-        ("content-type", "application/grpc"),
-        ("grpc-timeout", "200m"),
-    ]
-    request = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, Encoder().encode(fields))
-    writer.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0) + request)
-    body = ExecuteRequest(command="ADD").SerializeToString()
-    await asyncio.sleep(0.3)
-    writer.write(http2.frame(http2.DATA, http2.END_STREAM, 1, bytes(4) + bytes([len(body)]) + body))
-    async with asyncio.timeout(5):
-        said = b""
-        while b"grpc-status\x014" not in said:
-            said += await reader.read(65536)
-    writer.close()
-    await writer.wait_closed()
+    async with asyncio.timeout(5), connected(path) as (reader, writer):
+        writer.write(opening(("grpc-timeout", "200m")))
+        await asyncio.sleep(0.3)
+        writer.write(body(ExecuteRequest(command="ADD")))
+        await heard(reader, TOO_LATE)
     assert echo.done == []
 
 
 @pytest.mark.usefixtures("server")
 async def test_a_request_that_needs_a_larger_window_gets_it_at_once(path: str) -> None:
-    fields = [
-        (":method", "POST"),
-        (":path", "/weft.cni.v1.Cni/Execute"),
-        ("content-type", "application/grpc"),
-    ]
-    request = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, Encoder().encode(fields))
     for _ in range(2):  # the second opening is a known one
-        reader, writer = await asyncio.open_unix_connection(path)
-        writer.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0) + request)
-        writer.write(http2.frame(http2.DATA, 0, 1, bytes(16384)) * 3)
-        async with asyncio.timeout(5):
-            assert http2.frame(http2.SETTINGS, http2.ACK, 0) in await reader.read(65536)
-        writer.close()
-        await writer.wait_closed()
+        async with asyncio.timeout(5), connected(path) as (reader, writer):
+            writer.write(opening() + http2.frame(http2.DATA, 0, 1, bytes(16384)) * 3)
+            assert SETTINGS_TAKEN in await reader.read(65536)
 
 
 async def test_who_waits_for_the_opening_before_the_body_gets_it(path: str, server: CniServer) -> None:
-    reader, writer = await asyncio.open_unix_connection(path)
-    fields = [
-        (":method", "POST"),
-        (":path", "/weft.cni.v1.Cni/Execute"),
-        ("content-type", "application/grpc"),
-    ]
-    request = http2.frame(http2.HEADERS, http2.END_HEADERS, 1, Encoder().encode(fields))
-    writer.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0) + request)
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(5), connected(path) as (reader, writer), asyncio.TaskGroup() as group:
+        writer.write(opening())
         watching = group.create_task(server.run())
-        assert http2.frame(http2.SETTINGS, http2.ACK, 0) in await reader.read(65536)
+        assert SETTINGS_TAKEN in await reader.read(65536)
         watching.cancel()
-    writer.close()
-    await writer.wait_closed()
 
 
 @pytest.mark.usefixtures("server")
