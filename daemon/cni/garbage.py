@@ -137,6 +137,7 @@ class Garbage:
         log.info(
             "attachments recovered",
             attachments=len(store.records),
+            fresh=store.fresh,
             rebuilt=rebuilt,
             deleted=drained.done,
             collected=len(recovered.collected.released),
