@@ -5,7 +5,7 @@
  * deadline, kept here besides the one told to the server: connect(2) and the first writes succeed with a stopped daemon, too.
  *
  * A runtime writes the configuration after it has started the program. Meanwhile the daemon is connected to and told what is
- * to come, so that it is awake and has read all but the request itself: a tenth of a call's time.
+ * to come, so that it is awake and has read all but the request itself.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -4,8 +4,8 @@ Everything here runs on the writer's thread, one call after the other. That is w
 one attachment, and it is why a call never leaves anything half done behind but by dying: then record and link
 say so, and `collect` finishes or undoes it. A new attachment is written after its ADD was answered, by
 `settle`: the alias that its link gets with the last of its wiring is the record until then, and a start finds
-it (`adopt`). Owns no protocol; raises CniError where the
-runtime must be told a code, lets the exceptions of ipam and datapath pass otherwise.
+it (`adopt`). Owns no protocol; raises CniError where the runtime must be told a code, lets the exceptions of
+ipam and datapath pass otherwise.
 """
 
 from __future__ import annotations
