@@ -64,9 +64,17 @@ def clients(cluster: Cluster, name_service: None) -> Iterator[list[Pod]]:
 
 @pytest.fixture
 def web(cluster: Cluster, clients: list[Pod]) -> list[str]:
-    """A Service to ask for, with those pods; its addresses."""
+    """A Service with those pods that the name server knows, as its own addresses tell; its addresses."""
     made = create_service(cluster, "web", "client", endpoints=2)
-    return [str(address) for address in made["spec"]["clusterIPs"]]
+    known = [str(address) for address in made["spec"]["clusterIPs"]]
+    (server,) = cluster.api.items(NAME_SERVERS)
+
+    def told() -> list[str]:
+        ask = partial(looked_up, cluster, clients[0], "udp", server["status"]["podIP"], f"web.default.{ZONE}")
+        return [*ask("A"), *ask("AAAA")]
+
+    wait_for("the name server to know the Service", lambda: told() == known, state=told)
+    return known
 
 
 def looked_up(cluster: Cluster, pod: Pod, *question: str) -> list[str]:
