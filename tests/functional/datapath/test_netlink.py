@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -116,6 +117,23 @@ def test_routes_are_listed_as_meant_and_go(node: Node) -> None:
     assert sorted(states, key=repr) == sorted(routes, key=repr)
     node.host.batch([del_route(*pair) for pair in zip(routes, links, strict=True)], "delete")
     assert listed("ip -j route show proto 119") + listed("ip -j -6 route show proto 119") == []
+
+
+def test_routes_to_many_nodes_share_no_next_hops_hash(node: Node) -> None:
+    """Few have one scope; each takes the place of the one that an earlier version wrote, and is looked up."""
+    index = overlay(node)
+    prefixes = [A(f"10.{number >> 8}.{number & 255}.0") for number in range(1, 1001)]
+    routes = [Route(prefix, 24, "weft.vxlan", gateway=prefix, onlink=True) for prefix in prefixes]
+    run("ip route add 10.1.7.0/24 via 10.1.7.0 dev weft.vxlan proto 119 onlink")
+    node.host.batch([new_route(route, index) for route in routes], "write")
+    found = listed("ip -j route show proto 119")
+    assert len(found) == len(routes)
+    scopes = Counter(route.get("scope", "global") for route in found)
+    assert max(scopes.values()) <= 1000 / 199 + 1
+    [way] = listed("ip -j route get 10.1.7.9")
+    assert (way["gateway"], way["dev"]) == ("10.1.7.0", "weft.vxlan")
+    node.host.batch([del_route(route, index) for route in routes], "delete")
+    assert listed("ip -j route show proto 119") == []
 
 
 def test_a_route_of_another_protocol_is_not_deleted(node: Node) -> None:

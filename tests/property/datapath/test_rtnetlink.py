@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -105,6 +105,11 @@ def colons(mac: bytes) -> str:
     return mac.hex(":")
 
 
+def prefix_number(route: Route) -> int:
+    network = ip_network((route.destination, route.length), strict=False)
+    return int(network.network_address) // network.num_addresses
+
+
 def without_absent(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
@@ -115,7 +120,9 @@ def test_routes_are_read_as_meant(route: Route, index: int) -> None:
     message = new_route(route, index)
     found = read(rtmsg, message)
     family = 2 if len(route.destination) == 4 else 10
-    on_link = route.kind is RouteKind.UNICAST and route.gateway is None and family == 2
+    scope = 0
+    if route.kind is RouteKind.UNICAST and family == 2:
+        scope = 253 if route.gateway is None else prefix_number(route) % 199
     assert found == without_absent(
         {
             "family": family,
@@ -124,7 +131,7 @@ def test_routes_are_read_as_meant(route: Route, index: int) -> None:
             "tos": 0,
             "table": 254,
             "proto": 119,
-            "scope": 253 if on_link else 0,
+            "scope": scope,
             "type": int(route.kind),
             "flags": 4 if route.onlink else 0,
             "RTA_DST": text(route.destination),
