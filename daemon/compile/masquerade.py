@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from daemon.compile.local import IPV4, contains, underlay_addresses
+from daemon.compile.local import IPV4, contains
 from datapath import text
 from datapath.desired import Fragment, SetElements
 from datapath.nft.elements import intervals, key, prefix
@@ -27,49 +27,60 @@ if TYPE_CHECKING:
     from datapath.underlay import HostLink
 
 _FAMILIES = {4: Family.IPV4, 16: Family.IPV6}
+_TABLES = {width: (int(family), TABLE) for width, family in _FAMILIES.items()}
+
+
+def peer_elements(node: Node, direct: Sequence[Address]) -> tuple[SetElements, ...]:
+    """Return the elements that are there for one remote node.
+
+    Args:
+        node: it; its addresses may send VXLAN.
+        direct: those of its addresses with a direct route in both directions. Towards another's address a pod
+            is masqueraded: its own address would arrive there beside the tunnel, where rp_filter drops it.
+    """
+    found = []
+    for name, addresses in ((NODES, (*node.underlay, *node.internal_ips)), (DIRECT, direct)):
+        for width, table in _TABLES.items() if addresses else ():
+            elements = {address: b"" for address in addresses if len(address) == width}
+            if elements:
+                found.append(SetElements(table, name, elements))
+    return tuple(found)
 
 
 def sets_fragment(
-    local: LocalNetwork,
-    nodes: Mapping[str, Node],
-    direct: Iterable[Address],
-    config: Config,
-    node_ports: Iterable[Address] = (),
+    local: LocalNetwork, nodes: Mapping[str, Node], config: Config, node_ports: Iterable[Address] = ()
 ) -> Fragment:
-    """Return the elements of all sets that depend on the nodes.
+    """Return the elements of all sets that depend on this node or on all of them together.
+
+    Those of `peer_elements` are named as well: they may have no other.
 
     Args:
         local: this node's network.
         nodes: all nodes, this one included.
-        direct: addresses of nodes with a direct route in both directions. Towards another's address a pod is
-            masqueraded: its own address would arrive there beside the tunnel, where rp_filter drops it.
         config: the daemon's configuration.
         node_ports: addresses of this node at which node ports are served.
     """
-    senders = {
-        address
-        for node in nodes.values()
-        if node.name != local.node_name
-        for address in (*underlay_addresses(node), *node.internal_ips)
-    }
     ours = {vtep.local for vtep in local.vteps.values()} | set(local.internal_ips)
     pods = pod_ranges(nodes.values(), config)
     kept = [*pods, *(prefix(*text.parse_prefix(cidr)) for cidr in config.non_masquerade_cidrs)]
     node_ports = tuple(node_ports)
     elements: list[SetElements] = []
-    for width, family in _FAMILIES.items():
-        table = (int(family), TABLE)
+    for width, table in _TABLES.items():
         elements += [
-            _addresses(table, NODES, senders, width),
+            _addresses(table, NODES, (), width),
             _addresses(table, LOCAL, ours, width),
-            _addresses(table, DIRECT, direct, width),
+            _addresses(table, DIRECT, (), width),
             _ranges(table, UNMASQUERADED, kept, width),
             _ranges(table, POD_CIDRS, pods, width),
             _addresses(table, NODE_PORT_ADDRESSES, node_ports, width),
             SetElements(
                 table,
                 NODE_SOURCE,
-                {key(bytes([family])): address for address in local.sources if len(address) == width},
+                {
+                    key(bytes([_FAMILIES[width]])): address
+                    for address in local.sources
+                    if len(address) == width
+                },
             ),
         ]
     return Fragment(elements=tuple(elements))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from daemon.compile.local import LocalNetwork
     from daemon.compile.overlay import Remote
     from daemon.config import Config
-    from datapath.desired import Address, Fragment, FragmentKey
+    from datapath.desired import Fragment, FragmentKey
     from datapath.underlay import HostLink
 
 LOCAL: FragmentKey = ("local",)
@@ -105,13 +105,8 @@ class Network:
             if name != self._node_name:
                 self._compile_remote(self.local, name, changes)
         if self._sets_stale and not self._todo:
-            changes[SETS] = sets_fragment(
-                self.local,
-                self._nodes,
-                self._direct(),
-                self._config,
-                node_port_addresses(self.local, self.links, self._config),
-            )
+            node_ports = node_port_addresses(self.local, self.links, self._config)
+            changes[SETS] = sets_fragment(self.local, self._nodes, self._config, node_ports)
             self._sets_stale = False
         return changes
 
@@ -139,8 +134,8 @@ class Network:
         self._only_ipv6.discard(self._node_name)
 
     def _take_nodes(self, nodes: Mapping[str, Node], dirty: Iterable[str]) -> bool:
-        """Remember nodes; returns whether one changed in what the sets depend on."""
-        reach_changed = False
+        """Remember nodes; returns whether podCIDRs changed and are what the sets depend on."""
+        changed = False
         for name in dirty:
             old, new = self._nodes.get(name), nodes.get(name)
             self._claim(name, old, new)
@@ -148,8 +143,8 @@ class Network:
                 self._nodes.pop(name, None)
             else:
                 self._nodes[name] = new
-            reach_changed |= old is None or new is None or _reach(old) != _reach(new)
-        return reach_changed
+            changed |= (old.pod_cidrs if old else ()) != (new.pod_cidrs if new else ())
+        return changed and not self._config.cluster_cidrs
 
     def _claim(self, name: str, old: Node | None, new: Node | None) -> None:
         """Keep who claims which podCIDR; ours is no matter here, see `overlay.remote`."""
@@ -192,15 +187,10 @@ class Network:
             if old is not None:
                 del self.remotes[name]
                 changes[node_key(name)] = None
-                self._sets_stale |= bool(old.direct)
             return
         new = self.remotes[name] = remote(local, node)
-        self._sets_stale |= new.direct != (old.direct if old is not None else ())
         if old is None or new.fragment != old.fragment:
             changes[node_key(name)] = new.fragment
-
-    def _direct(self) -> set[Address]:
-        return {address for each in self.remotes.values() for address in each.direct}
 
 
 def _shared(cidr: Prefix, names: Sequence[str]) -> Problem:
@@ -211,7 +201,3 @@ def _shared(cidr: Prefix, names: Sequence[str]) -> Problem:
         "delete the others and let them register again",
         text.prefix(*cidr),
     )
-
-
-def _reach(node: Node) -> tuple[object, ...]:
-    return (node.internal_ips, node.underlay, node.pod_cidrs)

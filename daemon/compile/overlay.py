@@ -22,6 +22,7 @@ from daemon.compile.local import (
     underlay_addresses,
     vtep_mac,
 )
+from daemon.compile.masquerade import peer_elements
 from datapath import text
 from datapath.desired import (
     FdbEntry,
@@ -44,13 +45,11 @@ class Remote(NamedTuple):
     """What a remote node needs here.
 
     Attributes:
-        fragment: routes, neighbours and forwarding entries.
-        direct: its addresses towards which packets travel without encapsulation in both directions.
+        fragment: routes, neighbours and forwarding entries; elements of sets.
         problems: why some of its pods can't be reached.
     """
 
     fragment: Fragment
-    direct: tuple[Address, ...] = ()
     problems: tuple[Problem, ...] = ()
 
 
@@ -117,7 +116,7 @@ def remote(local: LocalNetwork, node: Node) -> Remote:
         gateway = start if len(start) == IPV4 else link_local(mac)
         objects.append(Neighbour(vtep.link, gateway, mac))
         objects.append(Route(start, cidr.length, vtep.link, gateway, source, onlink=True))
-    return Remote(Fragment(tuple(objects)), tuple(direct), tuple(problems))
+    return Remote(Fragment(tuple(objects), peer_elements(node, direct)), tuple(problems))
 
 
 def _vtep_objects(local: LocalNetwork, vtep: Vtep) -> tuple[KernelObject, ...]:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from daemon.compile.masquerade import sets_fragment
+from daemon.compile.masquerade import peer_elements, sets_fragment
 from daemon.config import Config
 from datapath.text import address, parse_address
 from tests.unit.daemon.compile.nodes import local, node
@@ -17,14 +17,29 @@ NODES = {
 
 def sets(config: Config | None = None, direct: tuple[bytes, ...] = ()) -> dict[tuple[int, str], set[str]]:
     here = local(config, ips="192.168.7.1 fd07::1", cidrs="10.244.1.0/24 fd44:0:0:1::/64")
-    found = {}
-    for value in sets_fragment(here, NODES, direct, config or Config()).elements:
+    found: dict[tuple[int, str], set[str]] = {}
+    peers = [each for name, each in NODES.items() if name != here.node_name]
+    of_peers = [value for each in peers for value in peer_elements(each, direct)]
+    for value in (*sets_fragment(here, NODES, config or Config()).elements, *of_peers):
         width = 4 if value.table[0] == 2 else 16
-        found[value.table[0], value.name] = {
+        found.setdefault((value.table[0], value.name), set()).update(
             "-".join(address(key[start : start + width]) for start in range(0, len(key), width))
             for key in value.elements
-        }
+        )
     return found
+
+
+def test_a_peer_names_only_sets_that_it_has_elements_for() -> None:
+    names = [(value.table[0], value.name) for value in peer_elements(NODES["c"], ())]
+    assert names == [(2, "nodes")]
+    assert peer_elements(node("d", "", "10.244.4.0/24"), ()) == ()
+
+
+def test_sets_that_peers_fill_are_named_without_any() -> None:
+    """Else what an earlier process left in them would be nobody's."""
+    here = local()
+    found = {(value.table[0], value.name) for value in sets_fragment(here, {}, Config()).elements}
+    assert {(family, name) for family in (2, 10) for name in ("nodes", "direct")} <= found
 
 
 def test_vxlan_comes_from_other_nodes_to_us() -> None:

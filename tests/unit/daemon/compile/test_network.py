@@ -63,14 +63,22 @@ def test_the_way_does_not_matter(
     assert set(walked.problems()) == set(fresh.problems())
 
 
-def test_one_changed_node_changes_one_fragment_and_the_sets() -> None:
+def test_one_changed_node_changes_one_fragment() -> None:
     network = Network("a", Config())
     present = {"a": OWN, "b": PEER}
     assert network.update(present, present, (link(),)).keys() == {LOCAL, SETS, node_key("b")}
     moved = {**present, "b": node("b", "192.168.7.9", "10.244.2.0/24")}
-    assert network.update(moved, ("b",), (link(),)).keys() == {SETS, node_key("b")}
+    assert network.update(moved, ("b",), (link(),)).keys() == {node_key("b")}
     assert network.update(moved, ("b", "a"), (link(),)) == {}
     assert network.update(present | {"b": moved["b"]}, (), (link(),)) == {}
+
+
+def test_pod_cidrs_change_the_sets_where_they_are_not_configured() -> None:
+    elsewhere = {"a": OWN, "b": node("b", "192.168.7.2", "10.244.9.0/24")}
+    for config, also in ((Config(), {SETS}), (Config(cluster_cidrs=("10.244.0.0/16",)), set())):
+        network = Network("a", config)
+        network.update({"a": OWN, "b": PEER}, ("a", "b"), (link(),))
+        assert network.update(elsewhere, ("b",), (link(),)).keys() == {node_key("b"), *also}
 
 
 def test_a_node_that_leaves_takes_its_fragment_along() -> None:
