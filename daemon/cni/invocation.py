@@ -19,8 +19,6 @@ KNOWN_ARGS = frozenset({"K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID", "K8S
 """Keys of CNI_ARGS with a meaning here; IgnoreUnknown is about the others."""
 
 _USUAL_IFNAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,14}")
-_PAIR = re.compile(r"([^;=]*)=([^;=]*)")
-_ARGS = re.compile(f"{_PAIR.pattern}(?:;{_PAIR.pattern})*")
 _REQUIRED = {
     "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
     "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
@@ -101,10 +99,12 @@ def _check_ifname(ifname: str) -> None:
 
 
 def _read_args(text: str) -> dict[str, str]:
-    if text and not _ARGS.fullmatch(text):
-        part = next(each for each in text.split(";") if each.count("=") != 1)
-        raise _invalid(f"CNI_ARGS: invalid CNI_ARGS pair {part!r}", "KEY=VALUE pairs separated by ';'")
-    pairs: dict[str, str] = dict(_PAIR.findall(text))
+    pairs: dict[str, str] = {}
+    for part in text.split(";") if text else ():
+        key, equals, value = part.partition("=")
+        if not equals or "=" in value:
+            raise _invalid(f"CNI_ARGS: invalid CNI_ARGS pair {part!r}", "KEY=VALUE pairs separated by ';'")
+        pairs[key] = value
     ignore = pairs.pop("IgnoreUnknown", "0")
     if ignore.lower() not in _BOOLEANS:
         raise _invalid(f"CNI_ARGS: IgnoreUnknown is {ignore!r}", "1, true, 0 or false")
