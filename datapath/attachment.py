@@ -32,6 +32,8 @@ from datapath.podmessages import GATEWAYS as GATEWAYS
 from datapath.podmessages import host_lead, host_pairs, host_side, pair, pod_side
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from datapath.desired import Address, KernelObject, Mac
     from datapath.netlink.links import LinkState
     from datapath.nft.hostports import HostPort
@@ -112,6 +114,7 @@ def attach(
     request: AttachRequest,
     *,
     home: int | None = None,
+    close: Callable[[int], object] = os.close,
 ) -> Attached:
     """Wire a pod; on failure everything is undone.
 
@@ -119,6 +122,7 @@ def attach(
         host: a socket in the namespace of the calling thread.
         request: what the pod gets.
         home: descriptor of that namespace, for callers that keep it open.
+        close: is given the descriptors that were opened, and may close them later.
 
     Raises:
         NamespaceGoneError, NotANamespaceError: the pod's namespace can't be opened.
@@ -131,12 +135,15 @@ def attach(
         try:
             index, pod_index = _create(host, request, namespace)
             created = time.perf_counter()
-            with _pod_socket(request, namespace, home) as pod:
+            pod = _pod_socket(request, namespace, home)
+            try:
                 _wire_pod(pod, request, namespace, home, pod_index)
                 wired = time.perf_counter()
                 _wire_host(host, request, index)
                 # The pod's end went up first, and would lose what the pod says before the kernel looks at it.
                 settle(pod.fileno(), request.ifname)
+            finally:
+                close(pod.detach())
         except InterfaceExistsError:
             raise
         except BaseException:
@@ -148,7 +155,7 @@ def attach(
             raise
         raise AttachError(f"{request.ifname} in {request.netns} can't be wired: {error}") from error
     finally:
-        os.close(namespace)
+        close(namespace)
     done = time.perf_counter()
     return Attached(index, pod_index, created - started, wired - created, done - wired)
 

@@ -5,6 +5,7 @@ Each act changes the kernel and the sync state together, so that the next diff f
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -72,12 +73,18 @@ def readdressed(sync: Sync, sources: tuple[Address, ...]) -> dict[FragmentKey, F
     return changes
 
 
-def _fragment(request: AttachRequest) -> Fragment:
+def _admission(request: AttachRequest) -> Fragment:
+    """Return what a pod that is to be attached wants before it can send."""
     elements = pod_sources(request.host_link, request.addresses)
     if request.ports:
         elements += host_port_elements(request.addresses, request.ports)
+    return Fragment(elements=elements)
+
+
+def _whole(admission: Fragment, request: AttachRequest) -> Fragment:
+    """Return what it wants once it is attached."""
     objects = host_objects_of(request.host_link, request.addresses, request.sources, request.ports)
-    return Fragment(objects=objects, elements=elements)
+    return Fragment(objects=objects, elements=admission.elements)
 
 
 def _gone(links: Iterable[str]) -> dict[FragmentKey, Fragment | None]:
@@ -87,6 +94,9 @@ def _gone(links: Iterable[str]) -> dict[FragmentKey, Fragment | None]:
 
 class Kernel:
     """The node's kernel, for jobs of the writer; valid during the job, on its thread.
+
+    What an attachment needs but nobody waits for is left to `settle`, which must come before any other work
+    of the thread: the sync state does not know the attachment before.
 
     Args:
         sync: the sync state.
@@ -99,13 +109,15 @@ class Kernel:
         self._home = home
         self._doomed = doomed
         self._expected: dict[str, Fragment] = {}
+        self._attached: dict[FragmentKey, tuple[Fragment, AttachRequest]] = {}
+        self._unclosed: list[int] = []
 
     def expect(self, requests: Sequence[AttachRequest]) -> None:
         """Let pods send that are about to be attached: the elements of all, in one transaction.
 
         Each of them must then be attached. Where the kernel refuses, `attach` tries again for each alone.
         """
-        fragments = {request.host_link: _fragment(request) for request in requests}
+        fragments = {request.host_link: _admission(request) for request in requests}
         try:
             self._admit(fragments, requests)
         except DatapathError:
@@ -114,7 +126,7 @@ class Kernel:
             self._expected.update(fragments)
 
     def attach(self, request: AttachRequest) -> Attached:
-        """Wire a pod; everything is undone on failure.
+        """Wire a pod; everything is undone on failure. `settle` has to follow.
 
         Raises:
             NamespaceError, AttachError: see `datapath.attachment.attach`.
@@ -125,16 +137,25 @@ class Kernel:
         try:
             # Elements before the link: the pod may send as soon as it is up.
             if fragment is None:
-                fragment = _fragment(request)
+                fragment = _admission(request)
                 self._admit({link: fragment}, (request,))
-            attached = wiring.attach(sync.route, request, home=self._home)
+            attached = wiring.attach(sync.route, request, home=self._home, close=self._unclosed.append)
         except BaseException:
             # Elements that can't be taken back now are found by the next reading.
             with suppress(DatapathError):
                 sync.ruleset.apply_now(self._sync.record(_gone((link,))))
             raise
         sync.indexes[link] = attached.host_index
+        self._attached[attachment_key(link)] = fragment, request
         return attached
+
+    def settle(self) -> None:
+        """Do what `attach` left: the sync state learns of the attachments, descriptors are closed."""
+        if self._attached:
+            attached, self._attached = self._attached, {}
+            self._sync.record({key: _whole(*each) for key, each in attached.items()})
+        while self._unclosed:
+            os.close(self._unclosed.pop())
 
     def _admit(self, fragments: Mapping[str, Fragment], requests: Iterable[AttachRequest]) -> None:
         changes: dict[FragmentKey, Fragment | None] = {
@@ -147,6 +168,7 @@ class Kernel:
 
     def detach(self, attachment: Attachment) -> Detached:
         """Cut a pod off; only its link's destruction is left for later. Absence is success."""
+        self.settle()
         touched = self._sync.record(_gone((attachment.host_link,)))
         detached = wiring.detach(self._sync.route, attachment)
         self._sync.indexes.pop(attachment.host_link, None)

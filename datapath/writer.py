@@ -315,9 +315,12 @@ class Writer:
             sync.change(changes)
             if job is not None:
                 _run(job.future, job.work, kernel)
+                kernel.settle()
                 continue
             intake = self._intake
-            if (intake is not None and intake.serve(kernel)) or asleep:
+            more = intake is not None and intake.serve(kernel)
+            kernel.settle()
+            if more or asleep:
                 continue
             with self._lock:
                 query = self._queries.popleft() if self._queries else None

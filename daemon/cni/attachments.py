@@ -54,6 +54,9 @@ class Kernel(Protocol):
     def attach(self, request: AttachRequest) -> Attached:
         """Wire a pod; everything is undone on failure."""
 
+    def settle(self) -> None:
+        """Do what `attach` left for when the callers have their answers."""
+
     def detach(self, attachment: Attachment) -> object:
         """Take a pod's wiring down, whatever is left of it."""
 
@@ -315,13 +318,14 @@ class Attachments:
             self._on_stale_flows(stale_flows(record, self.ipam.records()))
         return record
 
-    def settle(self) -> None:
-        """Write the new attachments, all in one transaction; cheap when all is written.
+    def settle(self, kernel: Kernel) -> None:
+        """Finish new attachments, and write them, all in one transaction; cheap when all is written.
 
         Raises:
             StoreError: the database can't be written. Nothing is lost: the next call or collection tries
                 again, after a restart the links' aliases tell, and no ADD is served before it succeeds.
         """
+        kernel.settle()
         self.ipam.settle()
 
     def _give_up(self, kernel: Kernel, add: _Add, failure: Exception) -> None:
@@ -447,7 +451,7 @@ class Attachments:
                     found.problems.append(f"attachment {record.key} can't be released: {error}")
         self._inherited.clear()
         try:
-            self.settle()
+            self.settle(kernel)
         except IpamError as error:
             found.problems.append(f"new attachments can't be written: {error}")
         known = {record.host_link for record in self.ipam.records()}

@@ -150,17 +150,19 @@ class CniService:
             for piece in [list(group)] if adds else [[each] for each in group]:
                 traces = [Trace(each.request.command, each.arrived) for each in piece]
                 if adds:
-                    yield self._add(kernel, piece, traces)
-                    self._settle()
+                    try:
+                        yield self._add(kernel, piece, traces)
+                    finally:
+                        self._settle(kernel)
                 else:
                     yield [self._run(kernel, piece[0], traces[0])]
                 self._conclude(traces)
         self._began = 0.0
 
-    def _settle(self) -> None:
+    def _settle(self, kernel: Kernel) -> None:
         """Write what was attached. Who dies before finds it in the kernel."""
         try:
-            self._attachments.settle()
+            self._attachments.settle(kernel)
         except StoreError as error:
             log.warning(
                 "new attachments can't be written, it is tried again before the next one", error=str(error)

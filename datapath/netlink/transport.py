@@ -168,6 +168,10 @@ class Socket:
         """Close the socket; may be repeated."""
         self._socket.close()
 
+    def detach(self) -> int:
+        """Give up the socket; returns its descriptor, which the caller has to close."""
+        return self._socket.detach()
+
     def batch(self, messages: Sequence[Message], action: str) -> list[Reply]:
         """Send the messages in order and return the answers that were asked for (NLM_F_ECHO).
 

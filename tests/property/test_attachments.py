@@ -189,7 +189,7 @@ class Node(RuleBasedStateMachine):
                     self.told[request.key] = outcome.record.addresses
                     self.unsure.discard(request.key)
             if settled:
-                self.attachments.settle()
+                self.attachments.settle(self.kernel)
 
         if not self.run(fuse, work, lost=lost):
             # Nobody was told whether it was done. The runtime deletes it, sooner or later or never.
@@ -202,7 +202,7 @@ class Node(RuleBasedStateMachine):
 
         def work() -> None:
             with suppress(StoreError):
-                self.attachments.settle()
+                self.attachments.settle(self.kernel)
 
         self.run(fuse, work)
         self.disk_is_full = False

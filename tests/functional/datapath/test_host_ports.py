@@ -70,6 +70,7 @@ def test_they_come_and_go_with_the_attachment(sync: Sync, node: Node) -> None:
     kernel = Kernel(sync, lambda: None)
     made = exposed(node)
     kernel.attach(made)
+    kernel.settle()
     held = maps()
     for words in (
         "tcp . 8080 : 10.0.0.5 . 80",
@@ -95,7 +96,9 @@ def test_they_are_there_before_the_link(sync: Sync, node: Node, monkeypatch: pyt
 
     real = wiring.attach
     monkeypatch.setattr(wiring, "attach", attach)
-    Kernel(sync, lambda: None).attach(exposed(node))
+    kernel = Kernel(sync, lambda: None)
+    kernel.attach(exposed(node))
+    kernel.settle()
     assert seen == [True]
 
 
@@ -103,6 +106,7 @@ def test_only_who_is_reached_by_loopback_routes_to_it(sync: Sync, node: Node) ->
     kernel = Kernel(sync, lambda: None)
     for number, ports in ((5, (DNS,)), (6, ()), (7, (WEB,))):
         kernel.attach(exposed(node, *ports, number=number) if ports else request(node.pod(), number))
+        kernel.settle()
         path = f"net.ipv4.conf.weft{number:011x}.route_localnet"
         assert run(f"sysctl -n {path}").strip() == ("1" if WEB in ports else "0")
 
@@ -131,6 +135,7 @@ def test_what_is_missing_is_named_and_repaired(sync: Sync, node: Node, damage: s
     kernel = Kernel(sync, lambda: None)
     made = exposed(node)
     kernel.attach(made)
+    kernel.settle()
     run(damage)
     (found,) = kernel.inspect(known(made))
     assert fault in found
@@ -143,6 +148,7 @@ def test_a_port_that_leads_elsewhere_is_a_fault(sync: Sync, node: Node) -> None:
     kernel = Kernel(sync, lambda: None)
     made = exposed(node, WEB)
     kernel.attach(made)
+    kernel.settle()
     other = replace(known(made), ports=(WEB._replace(target_port=81),))
     assert len(kernel.inspect(other)) == 2
 
@@ -151,7 +157,9 @@ def test_the_kernel_tells_which_ports_lead_where(sync: Sync, node: Node) -> None
     kernel = Kernel(sync, lambda: None)
     assert kernel.host_ports() == {}
     kernel.attach(exposed(node))
+    kernel.settle()
     kernel.attach(exposed(node, WEB._replace(port=81), number=6))
+    kernel.settle()
     found = kernel.host_ports()
     assert set(found[bytes((10, 0, 0, 5))]) == {WEB._replace(host_address=bytes(4)), DNS}
     assert found[parse_address("fd00::6")] == (HostPort(bytes(16), 6, 81, 80),)
@@ -161,7 +169,9 @@ def test_the_kernel_tells_which_ports_lead_where(sync: Sync, node: Node) -> None
 
 def test_a_daemon_that_returns_finds_nothing_to_do(sync: Sync, node: Node) -> None:
     made = exposed(node)
-    Kernel(sync, lambda: None).attach(made)
+    kernel = Kernel(sync, lambda: None)
+    kernel.attach(made)
+    kernel.settle()
     with Nft() as nft:
         successor = Sync(node.host, nft)
         successor.complete = True

@@ -70,6 +70,7 @@ def test_everything_of_ours_goes_and_everything_of_others_stays(node: Node, nft:
     kernel = Kernel(sync, lambda: None)
     for number in (1, 2, 3):
         kernel.attach(request(node.pod(), number))
+        kernel.settle()
     kernel.detach(remembered(request("/run/netns/none", 3)))
 
     found = removal.find(node.host, nft)

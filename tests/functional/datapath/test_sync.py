@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from datapath.attachment import Attachment
 from datapath.desired import Fragment, Route, SetElements, VxlanLink
-from datapath.errors import NetlinkError
-from datapath.kernel import Kernel, attachment_key
+from datapath.errors import AttachError, NetlinkError
+from datapath.kernel import Kernel, attachment_fragment, attachment_key
 from datapath.nft.connection import Nft
 from datapath.nft.tables import NODES, TABLE, TableOptions, node_tables
 from datapath.sync import CHUNK, FRAGMENTS, Sync
@@ -58,6 +60,7 @@ def test_a_pod_attached_between_any_two_pieces_stays_attached(sync: Sync, node: 
     number = 1
     while not sync.idle:
         kernel.attach(request(node.pod(), number))
+        kernel.settle()
         sync.step()
         number += 1
     assert number > 5
@@ -66,11 +69,51 @@ def test_a_pod_attached_between_any_two_pieces_stays_attached(sync: Sync, node: 
     assert run("ip route show").count("10.0.0.") == number - 1
 
 
+def test_what_nobody_waits_for_is_left_to_settle(sync: Sync, node: Node) -> None:
+    """Until then the pod is wired, its descriptors are open and the sync state does not know it."""
+    kernel = Kernel(sync, lambda: None)
+    wanted = request(node.pod(), 1)
+    key, before = attachment_key(wanted.host_link), set(os.listdir("/proc/self/fd"))
+    kernel.expect((wanted,))
+    kernel.attach(wanted)
+    found = sync.desired.get(key)
+    assert found is not None
+    assert (found.objects, len(found.elements)) == ((), len(wanted.addresses))
+    assert f"10.0.0.1 dev {wanted.host_link}" in run("ip route show")
+    assert len(set(os.listdir("/proc/self/fd")) - before) == 2
+    kernel.settle()
+    assert sync.desired.get(key) == attachment_fragment(remembered(wanted), wanted.sources)
+    assert set(os.listdir("/proc/self/fd")) == before
+    kernel.settle()
+    assert sync.difference() == ()
+    assert sync.idle
+
+
+def test_a_pod_that_goes_at_once_leaves_nothing(sync: Sync, node: Node) -> None:
+    kernel = Kernel(sync, lambda: None)
+    wanted = request(node.pod(), 1)
+    kernel.attach(wanted)
+    kernel.detach(remembered(wanted))
+    kernel.settle()
+    assert sync.desired.get(attachment_key(wanted.host_link)) is None
+    assert sync.difference() == ()
+
+
+def test_descriptors_of_a_pod_that_cannot_be_wired_are_closed_too(sync: Sync, node: Node) -> None:
+    kernel = Kernel(sync, lambda: None)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(AttachError):
+        kernel.attach(replace(request(node.pod(), 1), mtu=1))
+    kernel.settle()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_pod_detached_between_any_two_pieces_stays_detached(sync: Sync, node: Node) -> None:
     kernel = Kernel(sync, lambda: None)
     made = [request(node.pod(), number) for number in range(1, 6)]
     for each in made:
         kernel.attach(each)
+        kernel.settle()
     sync.take_round()
     sync.read_again(prune=True)
     left = list(made)
@@ -168,6 +211,7 @@ def test_a_pod_of_before_is_known_by_its_fragment(sync: Sync, node: Node) -> Non
     assert attachment_key("weft0000000000a") not in sync.fragments()
     wanted = request(node.pod(), 9)
     kernel.attach(wanted)
+    kernel.settle()
     assert attachment_key(wanted.host_link) in sync.fragments()
 
 

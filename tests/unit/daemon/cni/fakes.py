@@ -45,6 +45,7 @@ class FakeKernel:
     faults: tuple[str, ...] = ()
     broken: str = ""
     calls: list[str] = field(default_factory=list)
+    unsettled: int = 0
 
     def expect(self, requests: Sequence[AttachRequest]) -> None:
         self.calls.append(f"expect {len(requests)}")
@@ -70,7 +71,11 @@ class FakeKernel:
             raise AttachError(self.broken)
         link.addresses = request.addresses
         self.step()
+        self.unsettled += 1
         return Attached(1, 2, 0.001, 0.002, 0.003)
+
+    def settle(self) -> None:
+        self.unsettled = 0
 
     def detach(self, attachment: Attachment) -> Detached:
         self.calls.append(f"detach {attachment.host_link}")

@@ -66,8 +66,8 @@ def test_several_are_attached_and_then_written_with_one_transaction(node: Node) 
     outcomes = node.attachments.add_all(node.kernel, [asked(node, number) for number in range(1, 9)])
     assert told(outcomes) == [f"10.244.1.{number + 1}" for number in range(1, 9)]
     assert written == []
-    node.attachments.settle()
-    node.attachments.settle()
+    node.attachments.settle(node.kernel)
+    node.attachments.settle(node.kernel)
     assert written == [8]
     assert node.kernel.calls[0] == "expect 8"
     assert {record.state for record in node.allocator.records()} == {State.ATTACHED}
@@ -159,7 +159,7 @@ def test_what_was_half_done_by_a_daemon_that_is_killed_is_undone(node: Node) -> 
 
 def test_a_link_that_bears_anothers_address_is_not_adopted(node: Node) -> None:
     node.attachments.add(node.kernel, asked(node, 1))
-    node.attachments.settle()
+    node.attachments.settle(node.kernel)
     node.attachments.add(node.kernel, asked(node, 2))
     link = node.link(2)
     assert link is not None
@@ -224,7 +224,7 @@ def test_an_add_that_is_repeated_before_its_confirmation_is_written_is_attached(
 def test_a_del_may_come_before_the_confirmation_is_written(node: Node) -> None:
     node.attachments.add(node.kernel, asked(node, 1))
     node.attachments.delete(node.kernel, node.key(1))
-    node.attachments.settle()
+    node.attachments.settle(node.kernel)
     node.restart()
     assert node.allocator.records() == ()
     assert len(node.store.released) == 1
@@ -237,7 +237,7 @@ def test_a_confirmation_that_cannot_be_written_is_tried_again_and_named(
     with monkeypatch.context() as patch:
         patch.setattr(node.store, "_write", refuse)
         with pytest.raises(StoreError, match="disk full"):
-            node.attachments.settle()
+            node.attachments.settle(node.kernel)
         assert node.attachments.collect(node.kernel).problems == [
             "new attachments can't be written: disk full"
         ]

@@ -363,6 +363,31 @@ async def test_adds_in_a_row_are_one_piece_and_what_fails_concerns_itself_alone(
     assert [call for call in node.kernel.calls if call == "expect 1"] == ["expect 1", "expect 1"]
 
 
+async def test_what_nobody_waits_for_is_done_after_the_answer_and_before_the_next_one(node: Node) -> None:
+    node.loop = asyncio.get_running_loop()
+    asked = [Asked(node.request(*each), time.perf_counter()) for each in (("ADD", 1), ("DEL", 1))]
+    answers = node.service.execute(node.kernel, asked)
+    next(answers)
+    assert node.kernel.unsettled == 1
+    next(answers)
+    assert node.kernel.unsettled == 0
+    assert list(answers) == []
+
+
+async def test_it_is_done_too_when_the_answer_can_not_be_sent(node: Node) -> None:
+    node.loop = asyncio.get_running_loop()
+    asked = [Asked(node.request("ADD"), time.perf_counter())]
+
+    def send() -> None:
+        for _ in node.service.execute(node.kernel, asked):
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        send()
+    assert node.kernel.unsettled == 0
+    assert len(node.allocator.records()) == 1
+
+
 async def test_attachments_that_come_or_go_are_told_after_the_answer(node: Node) -> None:
     node.loop = asyncio.get_running_loop()
     asked = [Asked(node.request("ADD"), time.perf_counter())]
