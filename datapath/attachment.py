@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from datapath import sysctls
+from datapath.arrival import await_local
 from datapath.desired import PodLink, Sysctl
 from datapath.errors import AttachError, DatapathError, InterfaceExistsError, NetlinkError
 from datapath.ethtool import settle
 from datapath.netlink.links import decode_link, decode_pair, del_link, get_link, set_link
+from datapath.netlink.routes import is_local
 from datapath.netlink.transport import Socket
 from datapath.netns import entered, open_namespace
 from datapath.nft.hostports import is_on_loopback
@@ -137,11 +139,13 @@ def attach(
             created = time.perf_counter()
             pod = _pod_socket(request, namespace, home)
             try:
-                _wire_pod(pod, request, namespace, home, pod_index)
+                arrives = _wire_pod(pod, request, namespace, home, pod_index)
                 wired = time.perf_counter()
                 _wire_host(host, request, index)
                 # The pod's end went up first, and would lose what the pod says before the kernel looks at it.
                 settle(pod.fileno(), request.ifname)
+                if not arrives:
+                    await_local(pod, request.addresses)
             finally:
                 close(pod.detach())
         except InterfaceExistsError:
@@ -263,19 +267,24 @@ def _pod_socket(request: AttachRequest, namespace: int, home: int | None) -> Soc
         return Socket(bulk=False)
 
 
-def _wire_pod(pod: Socket, request: AttachRequest, namespace: int, home: int | None, index: int) -> None:
-    """Set up the pod's end. IPv6 is switched on if an IPv6 address asks for it."""
+def _wire_pod(pod: Socket, request: AttachRequest, namespace: int, home: int | None, index: int) -> bool:
+    """Set up the pod's end. IPv6 is switched on if an IPv6 address asks for it.
+
+    Returns:
+        Whether packets to all its addresses arrive already.
+    """
     side = pod_side(request, index)
     action = f"{request.ifname} can't be set up in {request.netns}"
     try:
-        pod.batch_filled(*side, action)
+        replies = pod.batch_filled(*side, action)
     except NetlinkError as error:
         if error.code != errno.EACCES or not any(len(address) == 16 for address in request.addresses):
             raise
         with entered(namespace, home):
             _write_setting("net/ipv6/conf/all/disable_ipv6", "0")
             _write_setting(f"net/ipv6/conf/{request.ifname}/disable_ipv6", "0")
-        pod.batch_filled(*side, action)
+        replies = pod.batch_filled(*side, action)
+    return all(is_local(each.payload) for each in replies)
 
 
 def _wire_host(host: Socket, request: AttachRequest, index: int) -> None:

@@ -22,7 +22,7 @@ from datapath.netlink.links import (
     set_link,
 )
 from datapath.netlink.neighbours import learned_neighbour, new_neighbour
-from datapath.netlink.routes import PROTOCOL_BOOT, new_route
+from datapath.netlink.routes import PROTOCOL_BOOT, get_route, new_route
 from datapath.netlink.template import Template
 from datapath.text import parse_address
 
@@ -118,6 +118,8 @@ def _pod_side(sizes: tuple[int, ...]) -> Template:
             default = Route(_ANYWHERE[size], 0, "", gateway=gateway)
             messages.append(new_route(default, index, protocol=PROTOCOL_BOOT))
             messages.append(new_neighbour(Neighbour("", gateway, gateway_mac), index))
+        # Its answer tells whether packets to it arrive already, see `datapath.arrival`.
+        messages += [get_route(address) for address in addresses if len(address) == 16]
         return messages
 
     return Template(make, (_INTEGER, _MAC, *(f"{size}s" for size in sizes)))

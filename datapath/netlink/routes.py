@@ -36,6 +36,7 @@ _SCOPES = 199
 _RTNH_F_ONLINK = 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 6, 7, 15
 _RTMSG = Struct("=BBBBBBBBI")
+_TYPE_PLACE, _LOCAL = 7, 2
 # Looking up a member of an enumeration takes as long as packing a message.
 _UNICAST = RouteKind.UNICAST
 
@@ -121,6 +122,11 @@ def get_route(destination: Address) -> Message:
     length = 8 * len(destination)
     header = _RTMSG.pack(family_of(destination), length, 0, 0, 0, 0, 0, 0, 0)
     return Message(RTM_GETROUTE, 0, header + attribute(_RTA_DST, destination))
+
+
+def is_local(payload: bytes) -> bool:
+    """Whether the answer to `get_route` says that the address is one of the namespace's own."""
+    return payload[_TYPE_PLACE] == _LOCAL
 
 
 def decode_route(payload: bytes) -> RouteState:

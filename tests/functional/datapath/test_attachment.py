@@ -110,6 +110,36 @@ def test_the_pod_sends_from_the_first_moment_on_a_busy_machine(node: Node) -> No
     assert lost == 0
 
 
+def test_a_pod_hears_another_from_the_first_moment(node: Node) -> None:
+    """The kernel takes in packets to an IPv6 address a little later than it has it, here in one of twelve."""
+    run("sysctl -qw net.ipv6.conf.all.forwarding=1")
+    paths = [node.pod(), node.pod()]
+    spaces = [open_namespace(path) for path in paths]
+    lost = []
+    try:
+        for number in range(PODS):
+            first, second = (request(path, 5 + place) for place, path in enumerate(paths))
+            attach(node.host, first)
+            attach(node.host, second)
+            sockets = []
+            for space in spaces:
+                with entered(space):
+                    sockets.append(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+            with sockets[0] as speaker, sockets[1] as listener:
+                listener.bind((socket.inet_ntop(socket.AF_INET6, second.addresses[1]), 0))
+                listener.settimeout(0.5)
+                speaker.sendto(b"x", listener.getsockname())
+                try:
+                    listener.recv(16)
+                except TimeoutError:
+                    lost.append(number)
+            node.host.batch([del_link(each.host_link) for each in (first, second)], "away")
+    finally:
+        for space in spaces:
+            os.close(space)
+    assert lost == []
+
+
 @pytest.mark.parametrize("families", ["4", "6", "46"])
 def test_pod_and_node_reach_each_other_with_their_own_addresses(node: Node, families: str) -> None:
     netns = node.pod()

@@ -11,7 +11,7 @@ from datapath.desired import LinkAddress, Neighbour, Route
 from datapath.netlink.addresses import new_address
 from datapath.netlink.links import VethPair, address_family_settings, new_veth, set_link
 from datapath.netlink.neighbours import learned_neighbour, new_neighbour
-from datapath.netlink.routes import new_route
+from datapath.netlink.routes import get_route, new_route
 from datapath.netlink.template import Template
 from datapath.netlink.transport import Message, frame
 from datapath.podmessages import GATEWAYS
@@ -58,6 +58,7 @@ def test_the_pods_side_is_what_the_encoders_give(request: AttachRequest, index: 
             messages.append(new_route(Route(gateway, 32, ""), index, protocol=3))
         messages.append(new_route(Route(bytes(size), 0, "", gateway=gateway), index, protocol=3))
         messages.append(new_neighbour(Neighbour("", gateway, request.host_mac), index))
+    messages += [get_route(address) for address in request.addresses if len(address) == 16]
     assert template.number == len(messages)
     assert template.fill(first, values) == frame(messages, first, len(messages) - 1)
 
