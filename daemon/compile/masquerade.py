@@ -13,8 +13,7 @@ from datapath import text
 from datapath.desired import Fragment, SetElements
 from datapath.nft.elements import intervals, key, prefix
 from datapath.nft.frontends import NODE_PORT_ADDRESSES, NODE_SOURCE, POD_CIDRS
-from datapath.nft.rules import Family
-from datapath.nft.tables import DIRECT, LOCAL, NODES, TABLE, UNMASQUERADED
+from datapath.nft.tables import DIRECT, LOCAL, NODES, TABLES, UNMASQUERADED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from datapath.desired import Address
     from datapath.nft.elements import Range
     from datapath.underlay import HostLink
-
-_FAMILIES = {4: Family.IPV4, 16: Family.IPV6}
-_TABLES = {width: (int(family), TABLE) for width, family in _FAMILIES.items()}
 
 
 def peer_elements(node: Node, direct: Sequence[Address]) -> tuple[SetElements, ...]:
@@ -40,7 +36,7 @@ def peer_elements(node: Node, direct: Sequence[Address]) -> tuple[SetElements, .
     """
     found = []
     for name, addresses in ((NODES, (*node.underlay, *node.internal_ips)), (DIRECT, direct)):
-        for width, table in _TABLES.items() if addresses else ():
+        for width, table in TABLES.items() if addresses else ():
             elements = {address: b"" for address in addresses if len(address) == width}
             if elements:
                 found.append(SetElements(table, name, elements))
@@ -65,7 +61,7 @@ def sets_fragment(
     kept = [*pods, *(prefix(*text.parse_prefix(cidr)) for cidr in config.non_masquerade_cidrs)]
     node_ports = tuple(node_ports)
     elements: list[SetElements] = []
-    for width, table in _TABLES.items():
+    for width, table in TABLES.items():
         elements += [
             _addresses(table, NODES, (), width),
             _addresses(table, LOCAL, ours, width),
@@ -76,11 +72,7 @@ def sets_fragment(
             SetElements(
                 table,
                 NODE_SOURCE,
-                {
-                    key(bytes([_FAMILIES[width]])): address
-                    for address in local.sources
-                    if len(address) == width
-                },
+                {key(bytes([table[0]])): address for address in local.sources if len(address) == width},
             ),
         ]
     return Fragment(elements=tuple(elements))

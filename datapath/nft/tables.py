@@ -133,12 +133,11 @@ def pod_sources(host_link: str, addresses: Iterable[bytes]) -> tuple[SetElements
     """
     # As `key` would make it: both are whole words.
     link = interface(host_link)
-    return tuple(
-        [SetElements(_TABLES[len(address)], SOURCES, {link + address: b""}) for address in addresses]
-    )
+    return tuple([SetElements(TABLES[len(address)], SOURCES, {link + address: b""}) for address in addresses])
 
 
-_TABLES = {IPV4_ADDR.size: (int(Family.IPV4), TABLE), IPV6_ADDR.size: (int(Family.IPV6), TABLE)}
+TABLES = {IPV4_ADDR.size: (int(Family.IPV4), TABLE), IPV6_ADDR.size: (int(Family.IPV6), TABLE)}
+"""Family and name of each table, by the bytes of its family's addresses."""
 
 
 def _table(family: Family, options: TableOptions) -> Table:
