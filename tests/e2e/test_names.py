@@ -118,7 +118,7 @@ def test_pods_reach_the_api_server_by_its_cluster_ip(cluster: Cluster, clients: 
 
 def test_nodes_reach_the_api_server_by_its_cluster_ip(cluster: Cluster) -> None:
     for node in cluster.nodes.values():
-        wait_for(
+        answer = wait_for(
             f"{node.name} to be answered",
             partial(
                 node.run,
@@ -130,3 +130,4 @@ def test_nodes_reach_the_api_server_by_its_cluster_ip(cluster: Cluster) -> None:
             ),
             timeout=5,
         )
+        assert "gitVersion" in json.loads(answer)

@@ -298,7 +298,7 @@ def test_attach_again_while_the_detached_pair_waits_to_be_destroyed(node: Node) 
     for _ in range(3):
         attach(node.host, made)
         reach(made.netns, made)
-        detach(node.host, remembered(made))
+        assert detach(node.host, remembered(made)).found
 
 
 def test_a_detached_link_does_not_stand_in_the_way_of_its_address(node: Node) -> None:
@@ -307,6 +307,7 @@ def test_a_detached_link_does_not_stand_in_the_way_of_its_address(node: Node) ->
     detach(node.host, remembered(first))
     second = request(node.pod())
     attach(node.host, second)
+    assert f"dev {second.host_link} " in run("ip route show 10.0.0.5")
     reach(second.netns, second)
 
 
@@ -317,6 +318,9 @@ def test_a_route_of_someone_else_to_the_address_is_replaced(node: Node) -> None:
     run("ip -6 route add fd00::5/128 dev other")
     made = request(node.pod())
     attach(node.host, made)
+    for routes in (run("ip route show 10.0.0.5"), run("ip -6 route show fd00::5")):
+        assert f"dev {made.host_link} " in routes
+        assert "dev other" not in routes
     reach(made.netns, made)
 
 
@@ -324,6 +328,7 @@ def test_what_a_killed_attach_left_is_replaced(node: Node) -> None:
     made = request(node.pod())
     run(f"ip link add {made.host_link} type veth peer name left")
     attach(node.host, made)
+    assert " left@" not in run("ip -o link")
     reach(made.netns, made)
 
 
