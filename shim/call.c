@@ -211,13 +211,6 @@ static nghttp2_nv header(const char *name, const char *value)
 	return (nghttp2_nv){name_bytes.bytes, value_bytes.bytes, strlen(name), strlen(value), NGHTTP2_NV_FLAG_NONE};
 }
 
-#ifdef __SANITIZE_ADDRESS__ /* which watches over pieces of the heap only */
-#define MEMORY NULL
-#else
-static nghttp2_mem memory = {NULL, arena_allocate, arena_free, arena_allocate_zeroed, arena_resize};
-#define MEMORY &memory
-#endif
-
 /* 0, or nghttp2's error. */
 static int open_stream(struct exchange *exchange, int64_t deadline)
 {
@@ -246,7 +239,7 @@ static int open_stream(struct exchange *exchange, int64_t deadline)
 	nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, on_data);
 	nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, on_frame);
 	nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, on_close);
-	error = nghttp2_session_client_new3(&exchange->session, callbacks, exchange, NULL, MEMORY);
+	error = nghttp2_session_client_new(&exchange->session, callbacks, exchange);
 	nghttp2_session_callbacks_del(callbacks);
 	if (error)
 		return error;

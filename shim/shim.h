@@ -50,12 +50,6 @@ int64_t now_ms(void);
 /* Milliseconds until the deadline, never below 0, as poll(2) takes them. */
 int remaining_ms(int64_t deadline);
 
-/* arena.c: as malloc, free, calloc and realloc; the last argument is for nghttp2, and nothing here */
-void *arena_allocate(size_t size, void *context);
-void arena_free(void *piece, void *context);
-void *arena_allocate_zeroed(size_t count, size_t size, void *context);
-void *arena_resize(void *piece, size_t size, void *context);
-
 /* json.c */
 /* The value of a member of the outermost object, without the space around it; keys compare without regard to case. */
 struct slice json_member(struct slice json, const char *name);
