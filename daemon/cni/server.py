@@ -211,6 +211,10 @@ class CniServer:
                         answered.add(call.client)
                 for client in answered:
                     self._flush(client)
+                alone = len(group) == 1 and not self._waiting
+            if alone:
+                # The kernel may have put the shim, which it woke, behind this thread, which has more to do.
+                os.sched_yield()
 
     def _answer(self, calls: Iterable[_Call], answer: Answer) -> None:
         with self._lock:

@@ -194,6 +194,26 @@ async def test_what_is_under_way_is_finished_when_it_stops(path: str, server: Cn
     assert (await pending).exit_code == 5
 
 
+async def test_a_shim_comes_before_what_follows_its_answer_unless_others_wait(
+    path: str, watched: CniServer, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: list[int] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: answered.append(len(echo.done)))
+    await call(path, ExecuteRequest(command="ADD"))
+    assert answered == [1]
+    echo.begun.clear()
+    calls = [asyncio.ensure_future(call(path, ExecuteRequest(command="hang")))]
+    await asyncio.to_thread(echo.begun.wait, 5)
+    calls += [asyncio.ensure_future(call(path, ExecuteRequest(command="ADD"))) for _ in range(3)]
+    async with asyncio.timeout(5):
+        while watched.waiting < 3:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+    echo.go_on.set()
+    await asyncio.gather(*calls)
+    assert len(echo.done) == 5
+    assert answered == [1]
+
+
 async def test_a_removed_socket_is_made_anew(path: str, watched: CniServer) -> None:
     for _ in range(3):
         os.unlink(path)
