@@ -156,7 +156,7 @@ class Reconciler:
         Raises:
             ExceptionGroup: with what failed.
         """
-        watch = Watch(namespace=self._namespace, own_port=self._writer.port)
+        watch = Watch(self._writer, namespace=self._namespace, own_port=self._writer.port)
         subscription = self._store.subscribe(NODE)
         self._dirty.update(self._store.nodes)
         self._wake.set()

@@ -1,9 +1,10 @@
 """Notices what others do to the kernel: links, addresses, routes, neighbours, forwarding switched off.
 
-Owns one socket, read on the event loop; what a notification means for the desired state is for the reader to
-judge. Our own changes are dropped in the kernel by a socket filter: a bulk write makes as many notifications
-as it has messages. Some losses have no notification (a link that goes down takes its IPv4 routes along in
-silence), which is why links and addresses are told of as such.
+Owns one socket, read on the event loop when the writer's thread has heard of something in it and has time to
+say so; what a notification means for the desired state is for the reader to judge. Our own changes are
+dropped in the kernel by a socket filter: a bulk write makes as many notifications as it has messages. Some
+losses have no notification (a link that goes down takes its IPv4 routes along in silence), which is why links
+and addresses are told of as such.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import socket
 from dataclasses import dataclass, field
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from datapath.desired import ADDRESS, FDB, LINK, NEIGHBOUR, ROUTE, VETH_PREFIX
 from datapath.errors import NetlinkFormatError, NetlinkOverrunError
@@ -47,6 +48,8 @@ from datapath.netlink.transport import Socket
 from datapath.observe import OWN_LINK
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from datapath.desired import Address, ObjectKey
     from datapath.netlink.transport import Notification
 
@@ -102,15 +105,28 @@ class Noticed:
         return bool(self.objects or self.links or self.addresses or self.forwarding or self.overrun)
 
 
+class Ear(Protocol):
+    """What hears when something comes to a socket (datapath.writer.Writer)."""
+
+    def overhear(self, descriptor: int, heard: Callable[[], None]) -> None:
+        """Call `heard` on the running event loop, once, when the descriptor is readable."""
+
+    def ignore(self, descriptor: int) -> None:
+        """Forget a descriptor."""
+
+
 class Watch:
     """Notifications of one network namespace, on the running event loop.
 
     Args:
+        ear: tells when there are some.
         namespace: descriptor of it; None is that of the calling thread.
         own_port: netlink port whose changes are our own.
     """
 
-    def __init__(self, *, namespace: int | None = None, own_port: int = 0) -> None:
+    def __init__(self, ear: Ear, *, namespace: int | None = None, own_port: int = 0) -> None:
+        self._ear = ear
+        self._closed = False
         self._socket = Socket(namespace=namespace, groups=_GROUPS)
         self._names: dict[int, str] = {}
         self._noticed = Noticed()
@@ -123,13 +139,14 @@ class Watch:
                 self._names[index] = name
         self._loop = asyncio.get_running_loop()
         self._reading: asyncio.Handle | None = None
-        self._loop.add_reader(self._socket.fileno(), self._heed)
+        self._ear.overhear(self._socket.fileno(), self._heed)
 
     def close(self) -> None:
         """Stop listening."""
         if self._reading is not None:
             self._reading.cancel()
-        self._loop.remove_reader(self._socket.fileno())
+        self._ear.ignore(self._socket.fileno())
+        self._closed = True
         self._socket.close()
 
     async def next(self) -> Noticed:
@@ -140,8 +157,8 @@ class Watch:
         return noticed
 
     def _heed(self) -> None:
-        self._loop.remove_reader(self._socket.fileno())
-        self._reading = self._loop.call_later(GATHER_SECONDS, self._read)
+        if not self._closed:
+            self._reading = self._loop.call_later(GATHER_SECONDS, self._read)
 
     def _read(self) -> None:
         self._reading = None
@@ -152,7 +169,7 @@ class Watch:
                 self._noticed.overrun = True
                 continue
             if not notifications:
-                self._loop.add_reader(self._socket.fileno(), self._heed)
+                self._ear.overhear(self._socket.fileno(), self._heed)
                 break
             for notification in notifications:
                 try:

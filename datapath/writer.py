@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import threading
 import time
 from collections import deque
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
 
+from datapath.bell import Bell
 from datapath.errors import DatapathError
 from datapath.kernel import Kernel, readdressed
 from datapath.netlink.transport import Socket
@@ -113,7 +114,7 @@ class Writer:
         self._namespace = namespace
         self._report = report
         self._lock = threading.Lock()
-        self._bell = _Bell()
+        self._bell = Bell()
         self._asleep = False
         self._intake: Intake | None = None
         self._jobs: deque[_Job] = deque()
@@ -178,6 +179,20 @@ class Writer:
         """Have the intake looked at: it took something in that its descriptor does not show any more."""
         with self._lock:
             self._wake()
+
+    def overhear(self, descriptor: int, heard: Callable[[], None]) -> None:
+        """Have `heard` called on the running loop, once, when the descriptor is readable and the thread free.
+
+        Whoever would wake up by himself during an ADD takes the processor and the interpreter from it.
+        """
+        told = partial(asyncio.get_running_loop().call_soon_threadsafe, heard)
+        with self._lock:
+            self._bell.overhear(descriptor, told)
+
+    def ignore(self, descriptor: int) -> None:
+        """Forget a descriptor that was to be overheard, before it is closed."""
+        with self._lock:
+            self._bell.ignore(descriptor)
 
     async def adopt(self, fragments: Mapping[FragmentKey, Fragment]) -> None:
         """Say what attachments exist (`datapath.kernel.attachment_fragment`), before the first resync."""
@@ -316,10 +331,12 @@ class Writer:
             if job is not None:
                 _run(job.future, job.work, kernel)
                 kernel.settle()
+                self._bell.tell()
                 continue
             intake = self._intake
             more = intake is not None and intake.serve(kernel)
             kernel.settle()
+            self._bell.tell()
             if more or asleep:
                 continue
             with self._lock:
@@ -444,37 +461,6 @@ class _Pace:
         elif self._at == float("inf"):
             self._at = time.monotonic() + self._seconds
             self._seconds = min(2 * self._seconds, RETRY_LIMIT_SECONDS)
-
-
-class _Bell:
-    """What the thread sleeps on: it wakes when somebody rings, or when something comes to the descriptor."""
-
-    def __init__(self) -> None:
-        self._rung = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poll = select.epoll()
-        self._poll.register(self._rung, select.EPOLLIN)
-        self._other: int | None = None
-
-    def __del__(self) -> None:
-        os.close(self._rung)
-
-    def listen(self, descriptor: int | None) -> None:
-        """Wake for this descriptor from now on instead of the one before."""
-        if self._other is not None:
-            self._poll.unregister(self._other)
-        if descriptor is not None:
-            self._poll.register(descriptor, select.EPOLLIN)
-        self._other = descriptor
-
-    def ring(self) -> None:
-        """Wake the thread."""
-        os.eventfd_write(self._rung, 1)
-
-    def wait(self, seconds: float | None) -> None:
-        """Sleep, for so many seconds at most; None is for ever."""
-        for descriptor, _ in self._poll.poll(seconds):
-            if descriptor == self._rung:
-                os.eventfd_read(self._rung)
 
 
 def _run(future: asyncio.Future[object], function: Callable[[T], object], argument: T) -> None:

@@ -19,10 +19,26 @@ from datapath.watch import Noticed, Watch
 from tests.functional.datapath.conftest import run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.functional.datapath.conftest import Node
 
 MAC = parse_mac("02:00:00:00:00:02")
 NETWORK, PEER = parse_address("10.2.0.0"), parse_address("192.0.2.2")
+
+
+class Ear:
+    """The event loop's own, where the daemon has its writer's."""
+
+    def overhear(self, descriptor: int, heard: Callable[[], None]) -> None:
+        def once() -> None:
+            self.ignore(descriptor)
+            heard()
+
+        asyncio.get_running_loop().add_reader(descriptor, once)
+
+    def ignore(self, descriptor: int) -> None:
+        asyncio.get_running_loop().remove_reader(descriptor)
 
 
 async def collected(watch: Watch) -> Noticed:
@@ -73,7 +89,7 @@ def vxlan() -> int:
 )
 async def test_objects_are_named_by_their_keys(node: Node, command: str, key: object) -> None:
     vxlan()
-    watch = Watch(own_port=node.host.port)
+    watch = Watch(Ear(), own_port=node.host.port)
     try:
         run(command)
         assert key in (await collected(watch)).objects
@@ -83,7 +99,7 @@ async def test_objects_are_named_by_their_keys(node: Node, command: str, key: ob
 
 async def test_links_and_addresses_of_the_machine(node: Node) -> None:
     vxlan()
-    watch = Watch(own_port=node.host.port)
+    watch = Watch(Ear(), own_port=node.host.port)
     try:
         run("ip addr add 198.51.100.1/24 dev eth0")
         assert parse_address("198.51.100.1") in (await collected(watch)).addresses
@@ -101,7 +117,7 @@ async def test_links_and_addresses_of_the_machine(node: Node) -> None:
 )
 async def test_settings_that_stop_traffic(node: Node, setting: str) -> None:
     vxlan()
-    watch = Watch(own_port=node.host.port)
+    watch = Watch(Ear(), own_port=node.host.port)
     try:
         run(f"sysctl -qw {setting}")
         assert (await collected(watch)).forwarding
@@ -114,7 +130,7 @@ async def test_routes_of_other_tables_do_not_reach_the_daemon(
 ) -> None:
     vxlan()
     heard: list[int] = []
-    watch = Watch(own_port=node.host.port)
+    watch = Watch(Ear(), own_port=node.host.port)
     monkeypatch.setattr(watch, "_judge", lambda notification: heard.append(notification.kind))
     try:
         run("ip route add 203.0.113.0/24 dev eth0 table 77")
@@ -130,7 +146,7 @@ async def test_routes_of_other_tables_do_not_reach_the_daemon(
 
 async def test_our_own_writes_are_not_noticed(node: Node) -> None:
     index = vxlan()
-    watch = Watch(own_port=node.host.port)
+    watch = Watch(Ear(), own_port=node.host.port)
     try:
         route = Route(parse_address("10.3.0.0"), 24, "weft.vxlan")
         node.host.batch(
@@ -160,7 +176,7 @@ async def test_lost_notifications_are_noticed_as_such(node: Node) -> None:
     import socket as sockets
 
     index = vxlan()
-    watch = Watch()
+    watch = Watch(Ear())
     try:
         with sockets.socket(fileno=__import__("os").dup(watch._socket.fileno())) as same:
             same.setsockopt(sockets.SOL_SOCKET, 33, 4096)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import threading
+import time
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -220,6 +221,42 @@ async def test_requests_do_not_wait_for_bulk_work(
     queued.set()
     assert (await bulk).steps == 1000
     assert counter.order[:3] == [CHUNK, "request", "request"]
+
+
+async def test_what_was_overheard_is_told_after_the_request(writer: Writer, counter: Counter) -> None:
+    news = os.eventfd(0, os.EFD_NONBLOCK)
+    told = asyncio.Event()
+
+    def hear() -> None:
+        counter.order.append("news")
+        told.set()
+
+    def serve(kernel: Kernel) -> bool:
+        more = Counter.serve(counter, kernel)
+        if more:
+            os.eventfd_write(news, 1)
+            # The loop has nothing else to do meanwhile: it would hear of it at once.
+            time.sleep(0.05)
+            counter.order.append("answer")
+        return more
+
+    counter.serve = serve  # type: ignore[method-assign]
+    writer.attend(counter)
+    writer.overhear(news, hear)
+    try:
+        counter.come(2)
+        async with asyncio.timeout(5):
+            await told.wait()
+        assert counter.order == ["request", "answer", "request", "answer", "news"]
+        told.clear()
+        os.eventfd_read(news)
+        writer.overhear(news, hear)
+        os.eventfd_write(news, 1)
+        async with asyncio.timeout(5):
+            await told.wait()
+    finally:
+        writer.ignore(news)
+        os.close(news)
 
 
 async def test_a_change_that_came_before_a_request_is_known_to_it(writer: Writer, counter: Counter) -> None:

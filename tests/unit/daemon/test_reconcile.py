@@ -78,7 +78,7 @@ class FakeWriter:
 class FakeWatch:
     """Notices what the test puts in."""
 
-    def __init__(self, **_: object) -> None:
+    def __init__(self, _ear: object, **_: object) -> None:
         self.queue: asyncio.Queue[Noticed] = asyncio.Queue()
         self.closed = False
         FakeWatch.last = self
