@@ -143,7 +143,10 @@ class Kernel:
         except BaseException:
             # Elements that can't be taken back now are found by the next reading.
             with suppress(DatapathError):
-                sync.ruleset.apply_now(self._sync.record(_gone((link,))))
+                self._desire_admitted()
+                if fragment is not None:
+                    sync.record({attachment_key(link): fragment})
+                sync.ruleset.apply_now(sync.record(_gone((link,))))
             raise
         sync.indexes[link] = attached.host_index
         self._attached[attachment_key(link)] = fragment, request
@@ -151,13 +154,27 @@ class Kernel:
 
     def settle(self) -> None:
         """Do what `attach` left: the sync state learns of the attachments, descriptors are closed."""
-        if self._attached:
-            attached, self._attached = self._attached, {}
-            self._sync.record({key: _whole(*each) for key, each in attached.items()})
+        self._desire_attached()
         while self._unclosed:
             os.close(self._unclosed.pop())
 
-    def _admit(self, fragments: Mapping[str, Fragment], requests: Iterable[AttachRequest]) -> None:
+    def _desire_attached(self) -> None:
+        if self._attached:
+            attached, self._attached = self._attached, {}
+            self._sync.record({key: _whole(*each) for key, each in attached.items()})
+
+    def _desire_admitted(self) -> None:
+        """Have desired what the kernel was given in haste: who reads all would delete it."""
+        self._desire_attached()
+        self._sync.record({attachment_key(link): each for link, each in self._expected.items()})
+
+    def _admit(self, fragments: Mapping[str, Fragment], requests: Sequence[AttachRequest]) -> None:
+        if not any(each.closed or each.ports for each in requests):
+            # Addresses that are new: nothing has to be compared, and they are desired by `settle`.
+            added = [each for fragment in fragments.values() for each in fragment.elements]
+            if self._sync.ruleset.add_now(added):
+                return
+        self._desire_admitted()
         changes: dict[FragmentKey, Fragment | None] = {
             attachment_key(link): fragment for link, fragment in fragments.items()
         }

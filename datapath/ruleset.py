@@ -10,14 +10,16 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from datapath.errors import DatapathError
+from datapath.nft.encode import add_elements
 from datapath.nft.plan import SetChange, change_elements, plan, restructure
 from datapath.nft.rules import Ruleset
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from datapath.desired import SetKey
+    from datapath.desired import SetElements, SetKey
     from datapath.fragments import Fragments, Touched
+    from datapath.netlink.transport import Message
     from datapath.nft.connection import Nft
     from datapath.nft.plan import Change, Transaction
     from datapath.nft.rules import Set, Table
@@ -74,7 +76,7 @@ class RulesetSync:
         """Do one bounded piece of work; failures are kept in `failure`."""
         try:
             if self._pending:
-                self._commit(self._pending.popleft())
+                self._commit(self._pending.popleft().messages)
             elif self._unread:
                 self._plan_all()
             elif self._restructured:
@@ -83,7 +85,7 @@ class RulesetSync:
                 self._planned, self._touched = self._touched, {}
                 self._plan_elements(self._planned)
                 if len(self._pending) == 1:  # the rule: one change of one service
-                    self._commit(self._pending.popleft())
+                    self._commit(self._pending.popleft().messages)
             if self._again and not self._pending:
                 self._again, self._unread = False, True
         except DatapathError as error:
@@ -123,10 +125,34 @@ class RulesetSync:
             self._pending, self._planned_in_full = waiting, in_full
             self._again |= in_full or self._overlap(touched.elements)
 
+    def add_now(self, added: Sequence[SetElements]) -> bool:
+        """Add elements that are not desired yet, ahead of everything that waits; to be desired right after.
+
+        Returns:
+            False where more has to be looked at than these, or the kernel refused them: nothing was changed,
+            and `apply_now` is to be used.
+        """
+        if not self._tables or self._unread or self._pending or self._restructured:
+            return False
+        messages: list[Message] = []
+        for each in added:
+            place = self._declared.get(each.key) or self._find(each.key)
+            if place is None or not self._elements.get(each.key, {}).keys().isdisjoint(each.elements):
+                return False
+            messages += add_elements(*place, each.elements)
+        try:
+            self._commit(messages)
+        except DatapathError:
+            self._unread = True
+            return False
+        for each in added:
+            self._elements.setdefault(each.key, {}).update(each.elements)
+        return True
+
     def attempt(self, trial: Transaction) -> DatapathError | None:
         """Return what the kernel has against a transaction that leaves nothing behind (`nft.trial`)."""
         try:
-            self._commit(trial)
+            self._commit(trial.messages)
         except DatapathError as error:
             return error
         return None
@@ -234,10 +260,10 @@ class RulesetSync:
 
     def _commit_pending(self) -> None:
         while self._pending:
-            self._commit(self._pending.popleft())
+            self._commit(self._pending.popleft().messages)
 
-    def _commit(self, transaction: Transaction) -> None:
-        self._nft.commit(transaction.messages, ACTION)
+    def _commit(self, messages: Sequence[Message]) -> None:
+        self._nft.commit(messages, ACTION)
         # Counted, not asked for: a foreign change in between shows as another generation.
         self._generation = (self._generation + 1) & 0xFFFFFFFF
 

@@ -412,6 +412,43 @@ async def test_pods_that_are_expected_get_their_elements_together(
             pod.close()
 
 
+async def test_a_pod_that_fails_takes_no_other_along_even_if_all_is_read_again(
+    writer: Writer, host: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pods = [space(f"pod{number}") for number in range(3)]
+    commits: list[int] = []
+    commit = Nft.commit
+
+    def second_refused(
+        self: Nft, messages: Sequence[Message], action: str, *, generation: int | None = None
+    ) -> None:
+        commits.append(len(messages))
+        if len(commits) == 2:
+            raise NetlinkError(errno.EBUSY, action)
+        commit(self, messages, action)
+
+    monkeypatch.setattr(Nft, "commit", second_refused)
+    try:
+        wanted = [request(pod, 20 + number) for number, pod in enumerate(pods)]
+        wanted[1] = replace(wanted[1], netns="/run/netns/none")
+
+        def job(kernel: Kernel) -> None:
+            kernel.expect(wanted)
+            kernel.attach(wanted[0])
+            with pytest.raises(NamespaceGoneError):
+                kernel.attach(wanted[1])
+            kernel.attach(wanted[2])
+
+        await writer.attachment(job)
+        assert len(commits) > 2
+        listed = host.run("nft", "list", "set", "ip", TABLE, SOURCES)
+        assert [each.host_link in listed for each in wanted] == [True, False, True]
+        assert await writer.difference() == ()
+    finally:
+        for pod in pods:
+            pod.close()
+
+
 async def test_detaching_leaves_nothing_and_may_be_repeated(writer: Writer, host: Space) -> None:
     pod = space("pod")
     try:

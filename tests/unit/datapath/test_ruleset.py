@@ -396,3 +396,58 @@ def test_the_difference_changes_nothing() -> None:
     node.nft.holds = False
     assert ("add", "table ip weft") in node.sync.difference()
     assert node.nft.commits == []
+
+
+def new(name: str, *numbers: int) -> SetElements:
+    return SetElements(TABLE, name, {key(number.to_bytes(4, "big")): b"" for number in numbers})
+
+
+def test_new_elements_are_added_before_they_are_desired() -> None:
+    node = Node()
+    assert node.sync.add_now((new(LOCAL, 1, 2), new(NODES, 3)))
+    assert len(node.nft.commits) == 1
+    assert len(node.done) == 2
+    assert (node.nft.readings, node.sync.disturbed()) == (0, False)
+    # To desire them afterwards changes nothing, not to desire them any more deletes them.
+    node.sync.apply_now(node.elements(LOCAL, (1, 2)))
+    assert len(node.nft.commits) == 1
+    node.sync.apply_now(node.elements(LOCAL, ()))
+    assert [words.split()[0] for words in node.nft.commits[1]] == ["delete"]
+
+
+def test_elements_that_are_there_already_are_not_added_in_haste() -> None:
+    node = Node()
+    node.sync.apply_now(node.elements(LOCAL, (1,)))
+    node.nft.commits.clear()
+    assert not node.sync.add_now((new(NODES, 5), new(LOCAL, 1)))
+    assert not node.sync.add_now((new("none", 5),))
+    assert node.nft.commits == []
+    # One that is to be deleted is there until then.
+    node.sync.touch(node.elements(LOCAL, ()))
+    assert not node.sync.add_now((new(LOCAL, 1),))
+    node.settle()
+    assert node.sync.add_now((new(LOCAL, 1),))
+
+
+def test_nothing_is_added_in_haste_while_more_is_to_be_done() -> None:
+    node = Node(fresh=True)
+    assert not node.sync.add_now((new(LOCAL, 1),))
+    node.sync.step()
+    assert not node.sync.add_now((new(LOCAL, 1),))
+    node.settle()
+    node.tables(ServiceOptions(common=3))
+    assert not node.sync.add_now((new(LOCAL, 1),))
+    node.settle()
+    node.sync.invalidate()
+    assert not node.sync.add_now((new(LOCAL, 1),))
+
+
+def test_a_refusal_of_new_elements_has_all_read_again() -> None:
+    node = Node()
+    node.nft.refuse = 1
+    assert not node.sync.add_now((new(LOCAL, 1),))
+    assert node.nft.commits == []
+    node.nft.holds = False
+    node.sync.apply_now(node.elements(LOCAL, (1,)))
+    assert node.nft.readings == 1
+    assert any("local" in words for words in node.done)
