@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from daemon.cni.attachments import Kernel
     from datapath.desired import Address, FragmentKey
 
-ROUNDS, BURSTS = 40, 7
+ROUNDS, BURSTS = 120, 7
 SETTLE_SECONDS = 0.15
 """After each measurement: the reaper gathers and destroys meanwhile, and must not do so during the next."""
 CLOSED = "ADD, closed by policies"
