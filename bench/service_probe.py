@@ -41,7 +41,7 @@ def serve(port: int) -> None:
 
 
 def first_answered(target: tuple[str, int], answer: str) -> float | None:
-    """Return when the first connection began that was answered so; they begin every PERIOD.
+    """Return when the first connection had begun that was answered so; they begin every PERIOD.
 
     Those before may wait for an answer still: what is not there yet is not always refused.
     """
@@ -54,8 +54,10 @@ def first_answered(target: tuple[str, int], answer: str) -> float | None:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
                 client.setblocking(False)
                 client.connect_ex(target)
-                selector.register(client, selectors.EVENT_READ, now)
-                open_ones.append((now, client))
+                # Not before: who loses the processor in between would seem to be answered early.
+                begun = time.monotonic()
+                selector.register(client, selectors.EVENT_READ, begun)
+                open_ones.append((begun, client))
                 while open_ones[0][0] < now - LIFE:
                     _forget(selector, open_ones.popleft()[1])
                 while time.monotonic() < now + PERIOD:
