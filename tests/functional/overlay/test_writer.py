@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 BASE = Fragment(tables=node_tables(TableOptions()))
 NODE = (parse_address("192.168.7.1"), parse_address("fd07::1"))
+COMMIT = Nft.commit
 
 
 @pytest.fixture
@@ -373,25 +374,27 @@ def detach(known: Attachment, kernel: Kernel) -> None:
     kernel.detach(known)
 
 
+def counted(monkeypatch: pytest.MonkeyPatch, refuse: int) -> list[int]:
+    """Have commits counted from now on, and the one of that number refused; their numbers of messages."""
+    commits: list[int] = []
+
+    def commit(self: Nft, messages: Sequence[Message], action: str, *, generation: int | None = None) -> None:
+        commits.append(len(messages))
+        if len(commits) == refuse:
+            raise NetlinkError(errno.EBUSY, action)
+        COMMIT(self, messages, action)
+
+    monkeypatch.setattr(Nft, "commit", commit)
+    return commits
+
+
 async def test_pods_that_are_expected_get_their_elements_together(
     writer: Writer, host: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pods = [space(f"pod{number}") for number in range(3)]
-    commits: list[int] = []
-    commit = Nft.commit
-
-    def counted(
-        self: Nft, messages: Sequence[Message], action: str, *, generation: int | None = None
-    ) -> None:
-        commits.append(len(messages))
-        if refuse and len(commits) == 1:
-            raise NetlinkError(errno.EBUSY, action)
-        commit(self, messages, action)
-
-    monkeypatch.setattr(Nft, "commit", counted)
     try:
-        for refuse in (False, True):
-            commits.clear()
+        for refuse in (0, 1):
+            commits = counted(monkeypatch, refuse)
             wanted = [request(pod, 20 + number) for number, pod in enumerate(pods)]
 
             def job(kernel: Kernel, wanted: list[AttachRequest] = wanted) -> None:
@@ -416,18 +419,7 @@ async def test_a_pod_that_fails_takes_no_other_along_even_if_all_is_read_again(
     writer: Writer, host: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pods = [space(f"pod{number}") for number in range(3)]
-    commits: list[int] = []
-    commit = Nft.commit
-
-    def second_refused(
-        self: Nft, messages: Sequence[Message], action: str, *, generation: int | None = None
-    ) -> None:
-        commits.append(len(messages))
-        if len(commits) == 2:
-            raise NetlinkError(errno.EBUSY, action)
-        commit(self, messages, action)
-
-    monkeypatch.setattr(Nft, "commit", second_refused)
+    commits = counted(monkeypatch, refuse=2)
     try:
         wanted = [request(pod, 20 + number) for number, pod in enumerate(pods)]
         wanted[1] = replace(wanted[1], netns="/run/netns/none")
